@@ -48,4 +48,7 @@
 //! - `unsafe`, system calls, descriptors and the clock live in [`io`] alone. Everything else runs
 //!   in the simulation (`src/tests/sim.rs`), from a seed, without a kernel.
 
+pub mod config;
+pub mod id;
 pub mod protocol;
+pub mod slab;

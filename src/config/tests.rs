@@ -1,0 +1,160 @@
+use std::ffi::OsString;
+
+use super::layers::settings_command;
+use super::value::accepted;
+use super::*;
+
+pub(super) fn settings(flags: &[&str]) -> Result<Settings, ConfigError> {
+    let args = ["fanwire", "serve"].iter().chain(flags).map(OsString::from);
+    load(args, []).map(|loaded| loaded.settings)
+}
+
+#[test]
+fn declarations_are_sound() {
+    // clap's own checks; among them, that every default is a value its parser accepts.
+    settings_command().debug_assert();
+}
+
+#[test]
+fn every_setting_says_what_it_is_and_accepts() {
+    for arg in settings_command().get_arguments() {
+        let key = arg.get_id();
+        assert!(arg.get_help().is_some(), "{key} has no doc comment");
+        assert!(arg.get_help_heading().is_some(), "{key} has no heading");
+        assert!(!arg.get_default_values().is_empty(), "{key} has no default");
+        assert!(!accepted(arg).is_empty(), "{key} does not say what it accepts");
+    }
+}
+
+#[test]
+fn ranges_include_their_ends_and_end_there() {
+    let mut ranges = 0;
+    for arg in settings_command().get_arguments() {
+        let key = arg.get_id().as_str();
+        let accepted = accepted(arg);
+        let Some((low, high)) = accepted.trim_end_matches("|auto").split_once("..") else {
+            continue;
+        };
+        ranges += 1;
+        let parses = |value: &str| {
+            let flag = format!("--{}={value}", key.replace('_', "-"));
+            settings_command().try_get_matches_from([flag]).is_ok()
+        };
+        assert!(parses(low) && parses(high), "{key}: {accepted}");
+        assert!(!parses(&format!("9{high}")), "{key} takes more than {accepted}");
+        assert!(!parses("-1"), "{key} takes a negative number");
+    }
+    assert!(ranges > 15, "the settings with a range were not found");
+}
+
+#[test]
+fn the_largest_number_of_shards_is_said_once() {
+    let command = settings_command();
+    let shards = command.get_arguments().find(|arg| arg.get_id() == "shards");
+    assert_eq!(accepted(shards.unwrap()), format!("1..{SHARDS_MAX}|auto"));
+}
+
+/// `partial_bytes_max` needs no check against the message sizes as long as its range lies above.
+#[test]
+fn the_largest_message_always_fits_the_partial_messages() {
+    for key in ["ws", "raw", "echo"] {
+        assert!(settings(&[&format!("--{key}-message-bytes-max=67108865")]).is_err());
+    }
+    assert!(settings(&["--partial-bytes-max=67108863"]).is_err());
+    assert!(settings(&["--partial-bytes-max=67108864"]).is_ok());
+}
+
+#[test]
+fn defaults() {
+    let settings = settings(&[]).unwrap();
+    let limits = settings.limits(2, 19_000);
+    assert_eq!(settings.listen, ["127.0.0.1:8080".parse().unwrap()]);
+    assert_eq!(settings.admin, Admin::At("127.0.0.1:8081".parse().unwrap()));
+    assert_eq!((settings.shards, settings.cpus), (Auto::Auto, Auto::Auto));
+    assert_eq!((settings.log_format, settings.log_level), (LogFormat::Text, LogLevel::Info));
+    let expected = Limits {
+        handshake_timeout: Duration::from_secs(5),
+        close_timeout: Duration::from_secs(5),
+        message_timeout: Duration::from_secs(60),
+        send_timeout: Duration::from_secs(30),
+        drain_timeout: Duration::from_secs(10),
+        handshake_bytes_max: 8 << 10,
+        target_bytes_max: 2 << 10,
+        ws_message_bytes_max: 1 << 20,
+        raw_message_bytes_max: 1 << 20,
+        echo_message_bytes_max: 16 << 20,
+        partial_bytes_max: 256 << 20,
+        rooms_per_connection_max: 128,
+        rooms_max: 1_000_000,
+        room_id_bytes_max: 128,
+        user_id_bytes_max: 128,
+        high_water_mark: 4 << 20,
+        mailbox_len_max: 256,
+        echo: false,
+        connections_max: 38_000,
+        connections_per_shard_max: 19_000,
+    };
+    assert_eq!(limits, expected);
+}
+
+#[test]
+fn conflicts() {
+    #[track_caller]
+    fn check(flags: &[&str], expected: &str) {
+        assert_eq!(settings(flags).unwrap_err().to_string(), expected);
+    }
+    check(
+        &["--high-water-mark=2MiB", "--raw-message-bytes-max=1025KiB"],
+        "high_water_mark = 2MiB must be at least twice raw_message_bytes_max = 1025KiB \
+         (high_water_mark: flag --high-water-mark, raw_message_bytes_max: flag \
+         --raw-message-bytes-max)",
+    );
+    check(
+        &["--ws-message-bytes-max=64MiB"],
+        "high_water_mark = 4MiB must be at least twice ws_message_bytes_max = 64MiB \
+         (high_water_mark: default, ws_message_bytes_max: flag --ws-message-bytes-max)",
+    );
+    check(
+        &["--handshake-bytes-max=1KiB"],
+        "target_bytes_max = 2KiB must be at most handshake_bytes_max = 1KiB, of which it is a part \
+         (target_bytes_max: default, handshake_bytes_max: flag --handshake-bytes-max)",
+    );
+    check(
+        &["--listen=[::1]:80,127.0.0.1:80", "--listen=[::1]:80"],
+        "listen names [::1]:80 twice; name it once (listen: flag --listen)",
+    );
+    check(
+        &["--listen=127.0.0.1:8081"],
+        "admin = 127.0.0.1:8081 is also in listen; give it a port of its own, or turn it off with \
+         admin = off (admin: default, listen: flag --listen)",
+    );
+}
+
+#[test]
+fn what_fits_is_no_conflict() {
+    for flags in [
+        &["--high-water-mark=2MiB"][..],
+        &["--target-bytes-max=8KiB"],
+        &["--listen=127.0.0.1:0,127.0.0.1:0", "--admin=127.0.0.1:0"],
+        &["--listen=127.0.0.1:8081", "--admin=off"],
+        &["--connections-max=1", "--shards=4"],
+    ] {
+        assert!(settings(flags).is_ok(), "{flags:?}");
+    }
+}
+
+#[test]
+fn connections_are_limited_by_the_setting_or_by_descriptors() {
+    #[track_caller]
+    fn check(connections_max: &str, shards: usize, per_shard: usize, expected: usize) {
+        let settings = settings(&["--connections-max", connections_max]).unwrap();
+        let limits = settings.limits(shards, per_shard);
+        assert_eq!(limits.connections_max, expected);
+        assert_eq!(limits.connections_per_shard_max, per_shard);
+    }
+    check("auto", 3, 500, 1500);
+    check("100", 3, 500, 100);
+    check("1", 3, 500, 1);
+    check("1500", 3, 500, 1500);
+    check("1_000_000", 3, 500, 1500);
+}

@@ -1,0 +1,317 @@
+//! Reads one value from text and checks its range; the same for every source.
+//!
+//! Each reader is a plain function of the text and of what is accepted. What is accepted is the
+//! *value name* of the setting, such as `100ms..1m`, `1..1024|auto` or `text|json`: it stands once
+//! in the declaration, is shown in the help, in errors and in `fanwire config`, and is what the
+//! reader checks against. Ranges include both ends.
+//!
+//! Bare numbers: a duration in seconds, a size in bytes. Every value prints as text that reads back
+//! as itself.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::ValueEnum;
+use clap::builder::TypedValueParser;
+use serde::{Serialize, Serializer};
+
+/// Why a text is not the value of a setting; the accepted range is told beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ValueError {
+    /// Not `NUMBER UNIT`.
+    #[error("is not a duration such as 500ms, 5s or 2m (a bare number is seconds)")]
+    NotADuration,
+    /// Not `NUMBER UNIT`.
+    #[error("is not a size such as 512B, 64KiB or 4MiB (a bare number is bytes)")]
+    NotASize,
+    /// Not digits.
+    #[error("is not a whole number")]
+    NotANumber,
+    /// Host names are not looked up: a listener needs one address, not what a resolver says today.
+    #[error("is not an address with a port such as 127.0.0.1:8080 or [::1]:8080")]
+    NotAnAddress,
+    /// Not numbers and ranges, separated by commas.
+    #[error("is not a list of CPU numbers such as 0-3,8")]
+    NotACpuList,
+    /// Not one of a few words.
+    #[error("is not one of the accepted words")]
+    NotAWord,
+    /// Understood, and too small or too large.
+    #[error("is out of range")]
+    OutOfRange,
+}
+
+/// A clap value parser from a reader of this module; gives it the setting's value name.
+#[derive(Clone, Copy)]
+pub(super) struct Parser<T>(pub(super) fn(&str, &str) -> Result<T, ValueError>);
+
+impl<T: Clone + Send + Sync + 'static> TypedValueParser for Parser<T> {
+    type Value = T;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        text: &OsStr,
+    ) -> Result<T, clap::Error> {
+        let accepted = arg.map(accepted).unwrap_or_default();
+        let read = self.0;
+        // Through clap's own parser for functions, so that its error carries flag, text and cause.
+        (move |text: &str| read(text, &accepted)).parse_ref(command, arg, text)
+    }
+}
+
+/// What a setting accepts, from its declaration.
+pub(super) fn accepted(arg: &clap::Arg) -> String {
+    arg.get_value_names()
+        .and_then(|names| names.first())
+        .map(ToString::to_string)
+        .unwrap_or_default()
+}
+
+/// A whole number; underscores may group digits, as in TOML.
+pub(super) fn count(text: &str, accepted: &str) -> Result<usize, ValueError> {
+    in_range(text, accepted, |text| {
+        text.replace('_', "").parse().map_err(|_| ValueError::NotANumber)
+    })
+}
+
+/// A whole number, or "auto".
+pub(super) fn auto_count(text: &str, accepted: &str) -> Result<Auto<usize>, ValueError> {
+    auto(text, accepted, count)
+}
+
+/// A time span.
+pub(super) fn duration(text: &str, accepted: &str) -> Result<Duration, ValueError> {
+    in_range(text, accepted, |text| match text.parse() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Err(_) => humantime::parse_duration(text).map_err(|_| ValueError::NotADuration),
+    })
+}
+
+/// A number of bytes: binary units (KiB) or decimal ones (KB).
+pub(super) fn size(text: &str, accepted: &str) -> Result<Size, ValueError> {
+    in_range(text, accepted, |text| {
+        let bytes = match text.replace('_', "").parse() {
+            Ok(bytes) => bytes,
+            Err(_) => text.parse::<ByteSize>().map_err(|_| ValueError::NotASize)?.as_u64(),
+        };
+        usize::try_from(bytes).map(Size).map_err(|_| ValueError::OutOfRange)
+    })
+}
+
+/// An IPv4 or IPv6 address with a port.
+pub(super) fn address(text: &str, _accepted: &str) -> Result<SocketAddr, ValueError> {
+    text.parse().map_err(|_| ValueError::NotAnAddress)
+}
+
+/// An address, or "off".
+pub(super) fn admin(text: &str, accepted: &str) -> Result<Admin, ValueError> {
+    if text == "off" { Ok(Admin::Off) } else { address(text, accepted).map(Admin::At) }
+}
+
+/// A CPU list, or "auto". Whether the CPUs exist is for the host to say.
+pub(super) fn cpus(text: &str, accepted: &str) -> Result<Auto<CpuList>, ValueError> {
+    auto(text, accepted, |text, _| CpuList::read(text).ok_or(ValueError::NotACpuList))
+}
+
+/// One of the words that `T` is spelt with.
+pub(super) fn word<T: ValueEnum>(text: &str, _accepted: &str) -> Result<T, ValueError> {
+    T::from_str(text, false).map_err(|_| ValueError::NotAWord)
+}
+
+/// `true` or `false`, as TOML spells them.
+pub(super) fn boolean(text: &str, _accepted: &str) -> Result<bool, ValueError> {
+    text.parse().map_err(|_| ValueError::NotAWord)
+}
+
+fn auto<T>(
+    text: &str,
+    accepted: &str,
+    read: impl Fn(&str, &str) -> Result<T, ValueError>,
+) -> Result<Auto<T>, ValueError> {
+    if text == "auto" {
+        return Ok(Auto::Auto);
+    }
+    read(text, accepted.trim_end_matches("|auto")).map(Auto::Set)
+}
+
+fn in_range<T: PartialOrd>(
+    text: &str,
+    accepted: &str,
+    read: impl Fn(&str) -> Result<T, ValueError>,
+) -> Result<T, ValueError> {
+    let value = read(text)?;
+    let (low, high) = accepted.split_once("..").expect("a setting's value name is its range");
+    let bound = |text| read(text).expect("a range is written in the setting's own unit");
+    if (bound(low)..=bound(high)).contains(&value) {
+        Ok(value)
+    } else {
+        Err(ValueError::OutOfRange)
+    }
+}
+
+/// A setting that the server can work out by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Auto<T> {
+    /// Worked out at start-up.
+    Auto,
+    /// As configured.
+    Set(T),
+}
+
+impl<T: Serialize> Serialize for Auto<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Auto::Auto => serializer.serialize_str("auto"),
+            Auto::Set(value) => value.serialize(serializer),
+        }
+    }
+}
+
+/// Where the admin interface listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admin {
+    /// Nowhere.
+    Off,
+    /// At this address.
+    At(SocketAddr),
+}
+
+impl Serialize for Admin {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Admin::Off => serializer.serialize_str("off"),
+            Admin::At(address) => address.serialize(serializer),
+        }
+    }
+}
+
+/// A number of bytes; prints in the largest binary unit that divides it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(usize);
+
+impl Size {
+    /// The number of bytes.
+    pub const fn bytes(self) -> usize {
+        self.0
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (unit, name) = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")]
+            .into_iter()
+            .find(|(unit, _)| self.0 >= *unit && self.0.is_multiple_of(*unit))
+            .unwrap_or((1, "B"));
+        write!(f, "{}{name}", self.0 / unit)
+    }
+}
+
+impl Serialize for Size {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// CPU numbers in rising order, each once, at least one; prints as "0-3,8".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CpuList(Vec<usize>);
+
+impl CpuList {
+    /// The largest number accepted: that of the kernel's largest build (`CONFIG_NR_CPUS`).
+    const CPU_MAX: usize = 8191;
+
+    /// The CPU numbers.
+    pub fn as_slice(&self) -> &[usize] {
+        &self.0
+    }
+
+    fn read(text: &str) -> Option<CpuList> {
+        let mut cpus = Vec::new();
+        for part in text.split(',') {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let first: usize = first.trim().parse().ok()?;
+            let last: usize = last.trim().parse().ok()?;
+            if first > last || last > Self::CPU_MAX {
+                return None;
+            }
+            cpus.extend(first..=last);
+        }
+        Some(CpuList::from(cpus))
+    }
+}
+
+impl From<Vec<usize>> for CpuList {
+    /// Sorts `cpus` and takes doubles out.
+    ///
+    /// # Panics
+    /// When there is none.
+    fn from(mut cpus: Vec<usize>) -> CpuList {
+        assert!(!cpus.is_empty(), "shards need a CPU to run on");
+        cpus.sort_unstable();
+        cpus.dedup();
+        CpuList(cpus)
+    }
+}
+
+impl fmt::Display for CpuList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let runs = self.0.chunk_by(|a, b| a + 1 == *b);
+        for (i, run) in runs.enumerate() {
+            let comma = if i == 0 { "" } else { "," };
+            match run {
+                [first, .., last] => write!(f, "{comma}{first}-{last}")?,
+                run => write!(f, "{comma}{}", run[0])?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Serialize for CpuList {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object per line.
+    Json,
+}
+
+/// How important a log line is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// The server cannot do its work.
+    Error,
+    /// Somebody should look.
+    Warn,
+    /// Start, stop, and what changes for everybody.
+    Info,
+    /// One line per connection.
+    Debug,
+    /// One line per message.
+    Trace,
+}
+
+pub(super) fn serialize_duration<S: Serializer>(
+    duration: &Duration,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    // Without the space of "1m 30s": the value stays one word on a command line.
+    let text = humantime::format_duration(*duration).to_string().replace(' ', "");
+    serializer.serialize_str(&text)
+}
+
+#[cfg(test)]
+mod tests;
