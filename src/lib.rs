@@ -50,5 +50,7 @@
 
 pub mod config;
 pub mod id;
+#[expect(unsafe_code, reason = "the boundary to the kernel; nowhere else")]
+pub mod io;
 pub mod protocol;
 pub mod slab;

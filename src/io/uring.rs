@@ -1,0 +1,409 @@
+//! The real [`Io`]: one io_uring, driven by one thread.
+//!
+//! Owns the ring, the shard's listeners and every piece of memory the kernel may touch. Requests
+//! are inline wherever the kernel allows it: `MSG_DONTWAIT` sends and receives finish inside the
+//! enter that submits them, so their memory is in use for the length of one enter. Only accepts
+//! and polls stay armed, and those name no memory at all; that is why this file is short.
+//!
+//! - A full send completes without a word (`IOSQE_CQE_SKIP_SUCCESS`); `MSG_WAITALL` makes a short
+//!   one say how much it took. Without it a short send would be silent and corrupt the stream.
+//! - Deferred task work (`IORING_SETUP_DEFER_TASKRUN`) runs some twenty items per enter; as long
+//!   as the ring says that more is pending and the batch is small, we enter again.
+//! - The completion queue is far larger than what one tick can post (bounded sends, bounded
+//!   receives, bounded re-entry), so it does not overflow; if it did, the kernel keeps the
+//!   rest (`IORING_FEAT_NODROP`) and the next enter brings it.
+//!
+//! Sources: io_uring_enter(2), io_uring_setup(2), Axboe, "Efficient IO with io_uring".
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+
+use super::buffers::{Lease, RECEIVE_BYTES_MAX, RECEIVES_MAX, ReceivePool};
+use super::{Completion, Errno, Io, Operation, Shutdown, Socket, Token, Wait, socket};
+
+/// Submission queue entries: a tick's sends fit, a burst beyond it enters once more.
+const SUBMISSIONS: u32 = 1024;
+/// Completion queue entries; see the module documentation.
+const COMPLETIONS: u32 = 32 * 1024;
+/// Completions after which one `enter` runs no more deferred task work.
+const COMPLETIONS_PER_ENTER: usize = 1024;
+
+/// One eventfd per shard, by which others wake it. Cloning shares them.
+#[derive(Debug, Clone)]
+pub struct Bells {
+    files: Arc<[File]>,
+}
+
+impl Bells {
+    /// One bell for each of `shards` shards.
+    ///
+    /// # Errors
+    /// What eventfd(2) says: `EMFILE` when the descriptors do not suffice.
+    pub fn new(shards: usize) -> io::Result<Self> {
+        let files = (0..shards).map(|_| eventfd()).collect::<io::Result<_>>()?;
+        Ok(Self { files })
+    }
+
+    /// Their descriptors: a shard's private table must keep them.
+    #[must_use]
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        self.files.iter().map(AsRawFd::as_raw_fd).collect()
+    }
+
+    /// Wakes shard number `index`.
+    pub fn ring(&self, index: usize) {
+        // A non-blocking eventfd refuses only when its counter is full: then it has rung already.
+        let _ = (&self.files[index]).write(&1_u64.to_ne_bytes());
+    }
+}
+
+/// See the module documentation.
+pub struct Uring {
+    ring: IoUring,
+    now: Instant,
+    listeners: Vec<Option<socket2::Socket>>,
+    bells: Bells,
+    bell: usize,
+    pool: ReceivePool,
+    /// Buffers the kernel is receiving into, by the index in their user data.
+    receiving: Vec<Option<(Token, Lease)>>,
+    receiving_free: Vec<u8>,
+    /// What staged sends point into, until the enter that consumes them has returned.
+    sending: Vec<Bytes>,
+    /// `shutdown(2)` calls to make once everything staged before them has gone.
+    shutdowns: Vec<(Socket, Shutdown)>,
+    /// Completions taken out of the ring to make room while submitting.
+    overflow: VecDeque<cqueue::Entry>,
+}
+
+/// What a completion belongs to: the upper byte of its user data.
+mod kind {
+    pub(super) const ACCEPT: u8 = 1;
+    pub(super) const READABLE: u8 = 2;
+    pub(super) const WRITABLE: u8 = 3;
+    pub(super) const RECEIVE: u8 = 4;
+    pub(super) const SEND: u8 = 5;
+    pub(super) const CLOSE: u8 = 6;
+    pub(super) const BELL: u8 = 7;
+}
+
+impl Uring {
+    /// Sets up the ring of the calling thread, which alone may use it from then on, woken by
+    /// `bells` number `bell`.
+    ///
+    /// # Errors
+    /// What io_uring_setup(2) says. [`super::host`] has checked beforehand and explains better.
+    pub fn new(bells: Bells, bell: usize) -> io::Result<Self> {
+        let mut uring = Self {
+            ring: build_ring()?,
+            now: Instant::now(),
+            listeners: Vec::new(),
+            bells,
+            bell,
+            pool: ReceivePool::default(),
+            receiving: (0..RECEIVES_MAX).map(|_| None).collect(),
+            receiving_free: (0..RECEIVES_MAX as u8).rev().collect(),
+            sending: Vec::new(),
+            shutdowns: Vec::new(),
+            overflow: VecDeque::new(),
+        };
+        uring.watch_bell();
+        Ok(uring)
+    }
+
+    /// Adds a listener on `address`; listeners count from 0.
+    ///
+    /// # Errors
+    /// See [`socket::listen`].
+    pub fn listen(&mut self, address: SocketAddr) -> io::Result<()> {
+        self.listeners.push(Some(socket::listen(address)?));
+        Ok(())
+    }
+
+    fn watch_bell(&mut self) {
+        let bell = self.bells.files[self.bell].as_raw_fd();
+        // Multishot polls are edge-triggered: nobody needs to read the counter back to zero.
+        let poll = opcode::PollAdd::new(Fd(bell), libc::POLLIN as u32).multi(true).build();
+        self.push(poll.user_data(user_data(kind::BELL, 0)));
+    }
+
+    fn accept(&mut self, listener: usize) {
+        let Some(Some(socket)) = self.listeners.get(listener) else {
+            return;
+        };
+        let accept = opcode::AcceptMulti::new(Fd(socket.as_raw_fd()))
+            .flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)
+            .build();
+        self.push(accept.user_data(user_data(kind::ACCEPT, listener as u64)));
+    }
+
+    fn close_listener(&mut self, listener: usize) {
+        if let Some(socket) = self.listeners.get_mut(listener).and_then(Option::take) {
+            self.submit_staged();
+            // Ends the armed accept; closing alone would leave it armed and the port open.
+            let _ = socket.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    fn poll(&mut self, kind: u8, socket: Socket, events: i16, token: Token) {
+        let poll = opcode::PollAdd::new(fd(socket), events as u32).build();
+        self.push(poll.user_data(user_data(kind, token.number())));
+    }
+
+    fn receive(&mut self, socket: Socket, token: Token) {
+        let mut lease = self.pool.lend();
+        let index = self.receiving_free.pop().expect("as many places as buffers");
+        let receive = opcode::Recv::new(fd(socket), lease.as_mut_ptr(), RECEIVE_BYTES_MAX as u32)
+            .flags(libc::MSG_DONTWAIT)
+            .build();
+        self.receiving[usize::from(index)] = Some((token, lease));
+        self.push(receive.user_data(user_data(kind::RECEIVE, u64::from(index))));
+    }
+
+    fn send(&mut self, socket: Socket, token: Token, bytes: &Bytes, from: usize) {
+        let rest = &bytes[from..];
+        // A sweep sends the same bytes to thousands: one reference for all of them.
+        if self.sending.last().is_none_or(|last| last.as_ptr_range() != bytes.as_ptr_range()) {
+            self.sending.push(bytes.clone());
+        }
+        let len = u32::try_from(rest.len()).unwrap_or(u32::MAX >> 1);
+        let flags = libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+        let mut send = opcode::Send::new(fd(socket), rest.as_ptr(), len).flags(flags).build();
+        if rest.len() == len as usize {
+            send = send.flags(squeue::Flags::SKIP_SUCCESS);
+        }
+        self.push(send.user_data(user_data(kind::SEND, token.number())));
+    }
+
+    fn close(&mut self, socket: Socket) {
+        // A close does what they would have done; later the number may be another connection's.
+        self.shutdowns.retain(|&(other, _)| other != socket);
+        let close = opcode::Close::new(fd(socket)).build().flags(squeue::Flags::SKIP_SUCCESS);
+        self.push(close.user_data(user_data(kind::CLOSE, 0)));
+    }
+
+    /// Puts one entry into the submission queue, and makes room first if there is none.
+    fn push(&mut self, entry: squeue::Entry) {
+        if self.ring.submission().is_full() {
+            self.submit_staged();
+        }
+        // SAFETY: the entry's descriptor is a plain number (a stale one fails with EBADF), and
+        // the memory it names is owned by `self` until the kernel is done with it: sends by
+        // `sending`, receives by `receiving`; both finish inside the enter that consumes them
+        // (MSG_DONTWAIT), and `submit_staged` releases nothing before. Other entries name none.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        pushed.expect("submit_staged leaves the queue empty");
+    }
+
+    /// Hands everything staged to the kernel without waiting; then makes the shutdowns that were
+    /// asked for behind it.
+    fn submit_staged(&mut self) {
+        while !self.ring.submission().is_empty() {
+            let result = self.ring.submit();
+            self.check(result);
+        }
+        self.release();
+        for (socket, how) in self.shutdowns.drain(..) {
+            let how = match how {
+                Shutdown::Write => libc::SHUT_WR,
+                Shutdown::Both => libc::SHUT_RDWR,
+            };
+            // SAFETY: shutdown(2) touches no memory of ours; the number is a socket of this
+            // thread's private table, or the call fails. ENOTCONN means the peer was first.
+            unsafe { libc::shutdown(socket.0.cast_signed(), how) };
+        }
+    }
+
+    /// The kernel has consumed every send: what they pointed into may go.
+    fn release(&mut self) {
+        debug_assert!(self.ring.submission().is_empty());
+        self.sending.clear();
+    }
+
+    /// Lets the kernel run what it has deferred and not got round to, as long as that brings
+    /// completions. The flag alone proves nothing: the kernel may raise it just after it has run
+    /// the work it was raised for, and then it stays up until there is more (seen on 6.18).
+    fn run_deferred(&mut self) {
+        let mut before = 0;
+        loop {
+            let len = self.ring.completion().len();
+            let came = len > before;
+            if !came || len >= COMPLETIONS_PER_ENTER || !self.ring.submission().taskrun() {
+                return;
+            }
+            before = len;
+            let result = self.ring.submit();
+            self.check(result);
+        }
+    }
+
+    /// Deals with what an enter can say; everything else is a bug of ours.
+    fn check(&mut self, result: io::Result<usize>) {
+        let Err(error) = result else { return };
+        match error.raw_os_error() {
+            // A signal, the timeout: nothing to do, the caller looks at the queues.
+            Some(libc::EINTR | libc::ETIME) => {}
+            // The kernel wants completions taken out, or memory: take them and try again.
+            Some(libc::EBUSY | libc::EAGAIN | libc::ENOMEM) => {
+                self.overflow.extend(self.ring.completion());
+            }
+            _ => panic!("io_uring_enter failed: {error}"),
+        }
+    }
+
+    fn translate(&mut self, entry: &cqueue::Entry) -> Option<Completion<Lease>> {
+        let (kind, number) = ((entry.user_data() >> 56) as u8, entry.user_data() & NUMBER);
+        let result = match entry.result() {
+            result if result < 0 => Err(Errno(-result)),
+            result => Ok(result.cast_unsigned()),
+        };
+        let more = cqueue::more(entry.flags());
+        Some(match kind {
+            kind::ACCEPT => {
+                Completion::Accepted { listener: number as usize, result: result.map(Socket), more }
+            }
+            kind::READABLE => Completion::Readable(Token::new(number)),
+            kind::WRITABLE => Completion::Writable(Token::new(number)),
+            kind::RECEIVE => {
+                let place = &mut self.receiving[number as usize];
+                let (token, mut lease) = place.take().expect("one completion per receive");
+                self.receiving_free.push(number as u8);
+                Completion::Received(
+                    token,
+                    result.map(|len| {
+                        lease.truncate(len as usize);
+                        lease
+                    }),
+                )
+            }
+            kind::SEND => {
+                let taken = match result {
+                    Err(errno) if errno.is_transient() => Ok(0),
+                    other => other.map(|len| len as usize),
+                };
+                Completion::SentShort(Token::new(number), taken)
+            }
+            kind::BELL => {
+                if !more {
+                    self.watch_bell();
+                }
+                Completion::Woken
+            }
+            // A close that fails has nothing to say to anyone: the descriptor was gone already.
+            kind::CLOSE => return None,
+            _ => unreachable!("every entry carries one of our kinds"),
+        })
+    }
+}
+
+impl Io for Uring {
+    type Lease = Lease;
+
+    fn now(&self) -> Instant {
+        self.now
+    }
+
+    fn receives_left(&self) -> usize {
+        self.pool.left()
+    }
+
+    fn receive_bytes_max(&self) -> usize {
+        RECEIVE_BYTES_MAX
+    }
+
+    fn submit(&mut self, operation: Operation<'_>) {
+        match operation {
+            Operation::Accept { listener } => self.accept(listener),
+            Operation::CloseListener { listener } => self.close_listener(listener),
+            Operation::PollReadable { socket, token } => {
+                self.poll(kind::READABLE, socket, libc::POLLIN | libc::POLLRDHUP, token);
+            }
+            Operation::PollWritable { socket, token } => {
+                self.poll(kind::WRITABLE, socket, libc::POLLOUT, token);
+            }
+            Operation::Receive { socket, token } => self.receive(socket, token),
+            Operation::Send { socket, token, bytes, from } => self.send(socket, token, bytes, from),
+            Operation::Shutdown { socket, how } => self.shutdowns.push((socket, how)),
+            Operation::Close { socket } => self.close(socket),
+            Operation::Wake { shard } => self.bells.ring(shard.index()),
+        }
+    }
+
+    fn enter(&mut self, wait: Wait) {
+        if !self.shutdowns.is_empty() {
+            self.submit_staged();
+        }
+        let nothing_yet = self.overflow.is_empty() && self.ring.completion().is_empty();
+        let result = match wait {
+            Wait::Until(deadline) if nothing_yet => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let timeout = Timespec::from(left);
+                self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timeout))
+            }
+            Wait::Forever if nothing_yet => self.ring.submit_and_wait(1),
+            _ => self.ring.submit(),
+        };
+        self.check(result);
+        self.submit_staged();
+        self.run_deferred();
+        self.now = Instant::now();
+    }
+
+    fn reap(&mut self, completions: &mut Vec<Completion<Lease>>) {
+        loop {
+            let entry = match self.overflow.pop_front() {
+                Some(entry) => entry,
+                None => match self.ring.completion().next() {
+                    Some(entry) => entry,
+                    None => return,
+                },
+            };
+            if let Some(completion) = self.translate(&entry) {
+                completions.push(completion);
+            }
+        }
+    }
+}
+
+/// A ring with the features every supported kernel has (6.1), and the optional ones it offers.
+fn build_ring() -> io::Result<IoUring> {
+    let mut builder = IoUring::builder();
+    builder
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_taskrun_flag()
+        .setup_submit_all()
+        .setup_cqsize(COMPLETIONS)
+        .dontfork();
+    // 6.6: no indirection array between the queue and its entries. Older kernels say EINVAL.
+    builder.clone().setup_no_sqarray().build(SUBMISSIONS).or_else(|_| builder.build(SUBMISSIONS))
+}
+
+fn eventfd() -> io::Result<File> {
+    // SAFETY: eventfd(2) touches no memory of ours.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor; nobody else knows it.
+    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+const NUMBER: u64 = (1 << 56) - 1;
+
+const fn user_data(kind: u8, number: u64) -> u64 {
+    (kind as u64) << 56 | number
+}
+
+const fn fd(socket: Socket) -> Fd {
+    Fd(socket.0.cast_signed())
+}
