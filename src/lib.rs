@@ -53,4 +53,5 @@ pub mod id;
 #[expect(unsafe_code, reason = "the boundary to the kernel; nowhere else")]
 pub mod io;
 pub mod protocol;
+pub mod room;
 pub mod slab;

@@ -1,0 +1,210 @@
+//! Fan-out state, pure: which connections are members of which room, and what they are owed.
+//!
+//! A room exists twice. Its *home* ([`home`]) is on one shard, chosen by a hash of its name: it
+//! numbers and encodes every publish. A [`Room`] is on every shard that has members: it keeps the
+//! frames in a [`RoomLog`] and a [`Sweep`] brings them to its [`Member`]s.
+//!
+//! ```text
+//!   any shard           home shard                every shard with members
+//!   ─────────           ──────────                ────────────────────────
+//!   Publish ──────▶ Home: number, encode once ──▶ Room: log ──▶ sweep ──▶ members
+//!   Subscribe ────▶ Home: subscribers         ──▶ Subscribed { offset }
+//! ```
+//!
+//! Knows connections by their slots, never sockets; never reads the clock, never logs.
+
+pub mod home;
+pub mod log;
+pub mod members;
+pub mod segment;
+pub mod sweep;
+
+use std::collections::HashMap;
+
+use crate::id::{RoomName, ShardId};
+use crate::slab::{Key, Slab};
+
+pub use log::RoomLog;
+pub use members::Members;
+pub use segment::SegmentPool;
+pub use sweep::{Sweep, Visit};
+
+/// A connection in a room: its slot and how far it has got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member {
+    /// The connection's slot. A connection leaves its rooms before its slot is freed.
+    pub connection: u32,
+    /// Position in the room's log, always at the start of a frame.
+    pub cursor: u64,
+}
+
+/// A room on one shard that has members, or is about to. `W` is what the shard remembers of a
+/// connection that waits for the room's home to answer.
+#[derive(Debug)]
+pub struct Room<W> {
+    /// The room's full name.
+    pub name: RoomName,
+    /// Its home shard.
+    pub home: ShardId,
+    /// The room's key at its home; `None` until the home has answered.
+    pub home_key: Option<Key>,
+    /// Offset of the newest publish in `log`.
+    pub offset: u64,
+    /// The frames.
+    pub log: RoomLog,
+    /// How far they have been brought to the members.
+    pub sweep: Sweep,
+    /// Connections that join as soon as the home has answered.
+    pub waiting: Vec<W>,
+    /// Whether the shard has it on its list of rooms to sweep.
+    pub active: bool,
+    members: Members,
+}
+
+impl<W> Room<W> {
+    /// Its members, in no particular order.
+    #[must_use]
+    pub const fn members(&self) -> &Members {
+        &self.members
+    }
+
+    /// Adds a connection, from the head of the log on. Returns its index among the members.
+    pub fn join(&mut self, connection: u32) -> u32 {
+        self.members.push(Member { connection, cursor: self.log.head() }) as u32
+    }
+
+    /// Removes the member at `index` and tells `moved` which connections have which index now.
+    /// Constant time; at most two members move.
+    pub fn leave(&mut self, index: u32, mut moved: impl FnMut(u32, u32)) {
+        let index = index as usize;
+        let hole = self.sweep.leave(index);
+        if hole != index {
+            self.members[index] = self.members[hole];
+            moved(self.members[index].connection, index as u32);
+        }
+        self.members.swap_remove(hole);
+        self.settle();
+        if let Some(member) = self.members.get(hole) {
+            moved(member.connection, hole as u32);
+        }
+    }
+
+    /// A member has left, or has caught up by itself: what only it needed may go. The room may be
+    /// due afterwards.
+    pub fn settle(&mut self) {
+        if !self.log.is_empty() {
+            self.sweep.again();
+        }
+    }
+
+    /// The member at `index`.
+    #[must_use]
+    pub fn member(&self, index: u32) -> Member {
+        self.members[index as usize]
+    }
+
+    /// Sets how far the member at `index` has got.
+    pub fn set_cursor(&mut self, index: u32, cursor: u64) {
+        self.members[index as usize].cursor = cursor;
+    }
+
+    /// Sweeps on; see [`Sweep::advance`].
+    pub fn advance(
+        &mut self,
+        segments: &mut SegmentPool,
+        budget: usize,
+        visit: impl FnMut(&Member, &bytes::Bytes, usize) -> Visit,
+    ) -> usize {
+        self.sweep.advance(&mut self.members, &mut self.log, segments, budget, visit)
+    }
+
+    /// Whether the sweep has anything to do.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        self.sweep.is_due(&self.log)
+    }
+
+    /// Bytes that members who are not blocked have still to be sent.
+    #[must_use]
+    pub fn lag(&self) -> u64 {
+        self.log.head() - self.sweep.swept()
+    }
+}
+
+/// The rooms of one shard, by key and by name.
+#[derive(Debug)]
+pub struct RoomTable<W> {
+    rooms: Slab<Room<W>>,
+    by_name: HashMap<RoomName, Key>,
+}
+
+impl<W> Default for RoomTable<W> {
+    fn default() -> Self {
+        Self { rooms: Slab::new(), by_name: HashMap::new() }
+    }
+}
+
+impl<W> RoomTable<W> {
+    /// The key of the room with that name.
+    #[must_use]
+    pub fn find(&self, name: &RoomName) -> Option<Key> {
+        self.by_name.get(name).copied()
+    }
+
+    /// Adds a room whose home has not answered yet.
+    pub fn insert(&mut self, name: RoomName, home: ShardId) -> Key {
+        let key = self.rooms.insert(Room {
+            name: name.clone(),
+            home,
+            home_key: None,
+            offset: 0,
+            log: RoomLog::default(),
+            sweep: Sweep::default(),
+            waiting: Vec::new(),
+            active: false,
+            members: Members::default(),
+        });
+        self.by_name.insert(name, key);
+        key
+    }
+
+    /// Takes a room out; frames that are still on their way to it find nothing.
+    pub fn remove(&mut self, key: Key) -> Option<Room<W>> {
+        let room = self.rooms.remove(key)?;
+        self.by_name.remove(&room.name);
+        Some(room)
+    }
+
+    /// The room of `key`.
+    #[must_use]
+    pub fn get(&self, key: Key) -> Option<&Room<W>> {
+        self.rooms.get(key)
+    }
+
+    /// The room of `key`.
+    #[must_use]
+    pub fn get_mut(&mut self, key: Key) -> Option<&mut Room<W>> {
+        self.rooms.get_mut(key)
+    }
+
+    /// The rooms, in no particular order.
+    #[cfg(test)]
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Room<W>> {
+        self.by_name.values().filter_map(|&key| self.rooms.get(key))
+    }
+
+    /// How many rooms have members here.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.rooms.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.rooms.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! Visits the members of a room and gives each everything from its cursor to the head.
+//!
+//! A sweep goes round and round the member list, a bounded number of deliveries per visit of the
+//! shard, so that a large room never holds up a small one. When publishing is faster than
+//! sending, each round simply carries more: batching grows by itself with the load.
+//!
+//! ```text
+//!          ┌────────── behind: some member is not at the head ──────────┐
+//!          ▼                                                            │
+//!   idle ─────▶ round: coalesce, then members[next..] a budget at a time ─▶ end: trim
+//!    ▲     append                                                       │
+//!    └───────────────── all are at the head, or busy ───────────────────┘
+//! ```
+//!
+//! A member that is *busy* (its socket is full, or it got something else in this tick) is passed
+//! by. A full socket catches up by itself when it is writable again.
+//!
+//! Invariants: `members[..next]` have been visited in this round; `slowest` is the lowest cursor
+//! seen in it; nothing below `slowest` of the last finished round is needed any more.
+
+use super::log::RoomLog;
+use super::segment::SegmentPool;
+use super::{Member, Members};
+use bytes::Bytes;
+
+/// What a visited member did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Visit {
+    /// It took the slice (as far as we know now; a short send comes back through
+    /// [`Sweep::rewind`]).
+    Sent,
+    /// It already got something in this tick: come again in the next round.
+    Later,
+    /// Its socket is full: it will catch up by itself.
+    Blocked,
+}
+
+/// Where the sweep of one room stands. See the module documentation.
+#[derive(Debug, Default)]
+pub struct Sweep {
+    /// Index of the next member to visit; 0 between rounds.
+    next: usize,
+    /// Lowest cursor seen in this round.
+    slowest: u64,
+    /// The head when the round began.
+    target: u64,
+    /// Some member that is not blocked is not at the head.
+    behind: bool,
+    /// The log may be trimmed to here as soon as the sends of this tick are resolved.
+    trim: Option<u64>,
+    /// Every member that is not blocked has got everything up to here.
+    swept: u64,
+}
+
+impl Sweep {
+    /// Position up to which every member that is not blocked has been served.
+    #[must_use]
+    pub const fn swept(&self) -> u64 {
+        self.swept
+    }
+
+    /// Whether there is anything to do: a round to begin or to finish, a log to trim.
+    #[must_use]
+    pub fn is_due(&self, log: &RoomLog) -> bool {
+        self.next > 0 || self.behind || self.trim.is_some() || log.head() > self.target
+    }
+
+    /// Visits members until `budget` deliveries are made or one round is over, and calls `visit`
+    /// with each member that is behind, the slice at its cursor and where in it the cursor is.
+    /// Returns the deliveries made.
+    pub fn advance(
+        &mut self,
+        members: &mut Members,
+        log: &mut RoomLog,
+        segments: &mut SegmentPool,
+        budget: usize,
+        mut visit: impl FnMut(&Member, &Bytes, usize) -> Visit,
+    ) -> usize {
+        if let Some(position) = self.trim.take() {
+            log.trim(position);
+        }
+        if self.next == 0 {
+            if !self.behind && log.head() <= self.target {
+                return 0;
+            }
+            log.coalesce(self.target, segments);
+            self.target = log.head();
+            self.slowest = log.head();
+            self.behind = false;
+        }
+        let mut delivered = 0;
+        while self.next < members.len() {
+            if delivered == budget {
+                return delivered;
+            }
+            let member = &mut members[self.next];
+            if let Some((bytes, from)) = log.at(member.cursor) {
+                match visit(member, bytes, from) {
+                    Visit::Sent => {
+                        delivered += 1;
+                        member.cursor += (bytes.len() - from) as u64;
+                        self.behind |= member.cursor < self.target;
+                    }
+                    Visit::Later => self.behind = true,
+                    Visit::Blocked => {}
+                }
+                self.slowest = self.slowest.min(member.cursor);
+            }
+            self.next += 1;
+        }
+        self.next = 0;
+        self.trim = Some(self.slowest);
+        if !self.behind {
+            self.swept = self.target;
+        }
+        delivered
+    }
+
+    /// A send was short: the member's cursor went back to `cursor`, and the log must keep what
+    /// lies there.
+    pub fn rewind(&mut self, cursor: u64) {
+        self.slowest = self.slowest.min(cursor);
+        self.trim = self.trim.map(|position| position.min(cursor));
+    }
+
+    /// A member that was blocked has caught up or left: one more round finds out what is not
+    /// needed any more.
+    pub fn again(&mut self) {
+        self.behind = true;
+    }
+
+    /// Makes a hole for the member at `index` to leave: returns the index whose member must be
+    /// moved into `index` first, so that afterwards `swap_remove` of the returned index neither
+    /// skips an unvisited member nor visits one twice.
+    pub(super) fn leave(&mut self, index: usize) -> usize {
+        if index < self.next {
+            self.next -= 1;
+            self.next
+        } else {
+            index
+        }
+    }
+}
