@@ -49,6 +49,7 @@
 //!   in the simulation (`src/tests/sim.rs`), from a seed, without a kernel.
 
 pub mod config;
+pub mod dialect;
 pub mod id;
 #[expect(unsafe_code, reason = "the boundary to the kernel; nowhere else")]
 pub mod io;

@@ -1,0 +1,453 @@
+//! The native protocol, version 1: one JSON object per text message.
+//!
+//! | Client sends                                    | Server answers                           |
+//! |-------------------------------------------------|------------------------------------------|
+//! | `{"type":"join","room_id":R,"user_id":U}`       | `{"type":"joined","room_id":R,"offset":N}` |
+//! | `{"type":"leave","room_id":R}`                  | `{"type":"left","room_id":R}`            |
+//! | `{"type":"broadcast","room_id":R,"content":C}`  | to every member: `{"type":"broadcast","room_id":R,"sender":U,"offset":N,"content":C}` |
+//! | `{"type":"ping"}`                               | `{"type":"pong"}`                        |
+//!
+//! With `"id":I` (a number or a string) the answer carries the same `id`, and a broadcast is
+//! answered `{"type":"ack","id":I,"offset":N}`. What cannot be done is answered
+//! `{"type":"error","code":C,"message":M,"id":I}` and the connection stays open; the codes are
+//! the closed list of [`ErrorCode`]. Unknown fields are ignored.
+//!
+//! `content` is any JSON value and passes through byte for byte: it is parsed once, to know where
+//! it ends, and never serialised again.
+
+use std::borrow::Cow;
+
+use bytes::{BufMut, BytesMut};
+use serde::{Deserialize, Deserializer};
+use serde_json::error::Category;
+use serde_json::value::RawValue;
+
+use super::is_name;
+
+/// The subprotocol name (RFC 6455 §1.9), answered when a client offers it.
+pub const SUBPROTOCOL: &str = "fanwire.v1";
+
+/// The longest `id` in bytes, as written in JSON.
+pub const ID_BYTES_MAX: usize = 64;
+
+/// The display name of a member that gave none.
+pub const ANONYMOUS: &str = "anonymous";
+
+/// A request, its names checked, its `id` and `content` as written.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Request<'m> {
+    /// The `id` of the request as JSON, if it has one.
+    pub id: Option<&'m str>,
+    /// What to do.
+    pub command: Command<'m>,
+}
+
+/// What a client can ask for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Command<'m> {
+    /// Become a member.
+    Join {
+        /// The room.
+        room_id: Cow<'m, str>,
+        /// The display name in this room.
+        user_id: Option<Cow<'m, str>>,
+    },
+    /// Be a member no more.
+    Leave {
+        /// The room.
+        room_id: Cow<'m, str>,
+    },
+    /// Publish to all members.
+    Broadcast {
+        /// The room.
+        room_id: Cow<'m, str>,
+        /// The content as JSON.
+        content: &'m str,
+    },
+    /// Answer `pong`.
+    Ping,
+}
+
+/// Why a request is not carried out: a closed list, part of the protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorCode {
+    /// The message is no JSON.
+    InvalidJson,
+    /// The message is no JSON object, is binary, repeats a field, or a field has a type that is
+    /// not its own.
+    InvalidMessage,
+    /// `type` is none of the known ones.
+    UnknownType,
+    /// A field that the `type` needs is not there.
+    MissingField,
+    /// `room_id` is empty, too long, or has control characters.
+    InvalidRoomId,
+    /// `user_id` is empty, too long, or has control characters.
+    InvalidUserId,
+    /// Only members may do that.
+    NotMember,
+    /// The connection is member of as many rooms as allowed.
+    TooManyRooms,
+    /// The server has no room for one more room now.
+    ServerBusy,
+}
+
+impl ErrorCode {
+    /// The code on the wire.
+    #[must_use]
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::InvalidJson => "invalid_json",
+            Self::InvalidMessage => "invalid_message",
+            Self::UnknownType => "unknown_type",
+            Self::MissingField => "missing_field",
+            Self::InvalidRoomId => "invalid_room_id",
+            Self::InvalidUserId => "invalid_user_id",
+            Self::NotMember => "not_member",
+            Self::TooManyRooms => "too_many_rooms",
+            Self::ServerBusy => "server_busy",
+        }
+    }
+
+    /// What is wrong and what to do, for a person.
+    #[must_use]
+    pub const fn message(self) -> &'static str {
+        match self {
+            Self::InvalidJson => "The message is not valid JSON.",
+            Self::InvalidMessage => {
+                "Send one JSON object per text message, each field once; type, room_id and user_id \
+                 are strings, id is a number or a string of at most 64 bytes."
+            }
+            Self::UnknownType => "type must be join, leave, broadcast or ping.",
+            Self::MissingField => {
+                "Every message needs type; join and leave need room_id; broadcast needs room_id \
+                 and content."
+            }
+            Self::InvalidRoomId => {
+                "room_id must not be empty, too long, or have control characters."
+            }
+            Self::InvalidUserId => {
+                "user_id must not be empty, too long, or have control characters."
+            }
+            Self::NotMember => "Join the room first.",
+            Self::TooManyRooms => "Leave another room first.",
+            Self::ServerBusy => "The server cannot take this now; try again in a moment.",
+        }
+    }
+}
+
+/// A request that cannot be carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal<'m> {
+    /// The `id` of the request as JSON, if it has a good one.
+    pub id: Option<&'m str>,
+    /// Why.
+    pub code: ErrorCode,
+}
+
+/// Reads one text message.
+///
+/// Cost: one pass over the JSON; allocates only for names with escapes.
+///
+/// # Errors
+/// A [`Refusal`] to be answered with [`error`].
+pub fn parse(
+    message: &[u8],
+    room_id_bytes_max: usize,
+    user_id_bytes_max: usize,
+) -> Result<Request<'_>, Refusal<'_>> {
+    let fields: Fields<'_> = serde_json::from_slice(message).map_err(|error| Refusal {
+        id: None,
+        code: match error.classify() {
+            Category::Data => ErrorCode::InvalidMessage,
+            Category::Syntax | Category::Eof | Category::Io => ErrorCode::InvalidJson,
+        },
+    })?;
+    // An array of the right values would do for serde, but not for the protocol.
+    if message.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Refusal { id: None, code: ErrorCode::InvalidMessage });
+    }
+    let id = match fields.id.map(RawValue::get) {
+        None | Some("null") => None,
+        Some(id) if is_id(id) => Some(id),
+        Some(_) => {
+            return Err(Refusal { id: None, code: ErrorCode::InvalidMessage });
+        }
+    };
+    match fields.command(room_id_bytes_max, user_id_bytes_max) {
+        Ok(command) => Ok(Request { id, command }),
+        Err(code) => Err(Refusal { id, code }),
+    }
+}
+
+/// The known fields, each as written: types are checked one by one, so that a bad field gets its
+/// own error code and the answer still carries the `id`.
+#[derive(Deserialize)]
+struct Fields<'m> {
+    #[serde(borrow, default, rename = "type", deserialize_with = "present")]
+    kind: Option<&'m RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    room_id: Option<&'m RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    user_id: Option<&'m RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    content: Option<&'m RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    id: Option<&'m RawValue>,
+}
+
+/// A field that is there, also when it is `null`: `"content":null` is content.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+impl<'m> Fields<'m> {
+    fn command(
+        &self,
+        room_id_bytes_max: usize,
+        user_id_bytes_max: usize,
+    ) -> Result<Command<'m>, ErrorCode> {
+        let room_id = || name(self.room_id, room_id_bytes_max, ErrorCode::InvalidRoomId);
+        let kind = self.kind.ok_or(ErrorCode::MissingField)?;
+        match string(kind).ok_or(ErrorCode::InvalidMessage)?.as_ref() {
+            "join" => {
+                let user_id = match self.user_id.map(RawValue::get) {
+                    None | Some("null") => None,
+                    Some(_) => {
+                        Some(name(self.user_id, user_id_bytes_max, ErrorCode::InvalidUserId)?)
+                    }
+                };
+                Ok(Command::Join { room_id: room_id()?, user_id })
+            }
+            "leave" => Ok(Command::Leave { room_id: room_id()? }),
+            "broadcast" => {
+                let content = self.content.ok_or(ErrorCode::MissingField)?;
+                Ok(Command::Broadcast { room_id: room_id()?, content: content.get() })
+            }
+            "ping" => Ok(Command::Ping),
+            _ => Err(ErrorCode::UnknownType),
+        }
+    }
+}
+
+fn string(value: &RawValue) -> Option<Cow<'_, str>> {
+    /// A string borrowed from the JSON where it has no escapes.
+    #[derive(Deserialize)]
+    struct Text<'m>(#[serde(borrow)] Cow<'m, str>);
+    serde_json::from_str(value.get()).ok().map(|Text(text)| text)
+}
+
+fn name(
+    value: Option<&RawValue>,
+    bytes_max: usize,
+    invalid: ErrorCode,
+) -> Result<Cow<'_, str>, ErrorCode> {
+    let value = value.ok_or(ErrorCode::MissingField)?;
+    let name = string(value).ok_or(ErrorCode::InvalidMessage)?;
+    if is_name(&name, bytes_max) { Ok(name) } else { Err(invalid) }
+}
+
+fn is_id(id: &str) -> bool {
+    let first = id.as_bytes().first().copied();
+    id.len() <= ID_BYTES_MAX && first.is_some_and(|b| b == b'"' || b == b'-' || b.is_ascii_digit())
+}
+
+/// Writes `joined`.
+pub fn joined(room_id: &str, offset: u64, id: Option<&str>, out: &mut BytesMut) {
+    open("joined", id, out);
+    string_field("room_id", room_id, out);
+    number_field("offset", offset, out);
+    out.put_u8(b'}');
+}
+
+/// Writes `left`.
+pub fn left(room_id: &str, id: Option<&str>, out: &mut BytesMut) {
+    open("left", id, out);
+    string_field("room_id", room_id, out);
+    out.put_u8(b'}');
+}
+
+/// Writes `ack`.
+pub fn ack(id: &str, offset: u64, out: &mut BytesMut) {
+    open("ack", Some(id), out);
+    number_field("offset", offset, out);
+    out.put_u8(b'}');
+}
+
+/// Writes `pong`.
+pub fn pong(id: Option<&str>, out: &mut BytesMut) {
+    open("pong", id, out);
+    out.put_u8(b'}');
+}
+
+/// Writes `error`.
+pub fn error(code: ErrorCode, id: Option<&str>, out: &mut BytesMut) {
+    open("error", id, out);
+    string_field("code", code.code(), out);
+    string_field("message", code.message(), out);
+    out.put_u8(b'}');
+}
+
+/// Writes `broadcast` without its offset and returns the place where the room's home puts it.
+pub fn broadcast(room_id: &str, sender: &str, content: &str, out: &mut BytesMut) -> u32 {
+    let start = out.len();
+    open("broadcast", None, out);
+    string_field("room_id", room_id, out);
+    string_field("sender", sender, out);
+    out.put_slice(b",\"offset\":");
+    let offset_at = out.len() - start;
+    out.put_slice(b",\"content\":");
+    out.put_slice(content.as_bytes());
+    out.put_u8(b'}');
+    offset_at as u32
+}
+
+/// The longest [`broadcast`] of `content_len` bytes between names of the given lengths: every
+/// byte of a name may become a `\u00XX`.
+#[must_use]
+pub const fn broadcast_len_max(room_id_len: usize, sender_len: usize, content_len: usize) -> usize {
+    6 * (room_id_len + sender_len) + content_len + 96
+}
+
+fn open(kind: &str, id: Option<&str>, out: &mut BytesMut) {
+    out.put_slice(b"{\"type\":\"");
+    out.put_slice(kind.as_bytes());
+    out.put_u8(b'"');
+    if let Some(id) = id {
+        out.put_slice(b",\"id\":");
+        out.put_slice(id.as_bytes());
+    }
+}
+
+fn string_field(name: &str, value: &str, out: &mut BytesMut) {
+    field(name, out);
+    serde_json::to_writer(out.writer(), value).expect("a string is JSON, and memory never fails");
+}
+
+fn number_field(name: &str, value: u64, out: &mut BytesMut) {
+    field(name, out);
+    out.put_slice(itoa::Buffer::new().format(value).as_bytes());
+}
+
+fn field(name: &str, out: &mut BytesMut) {
+    out.put_slice(b",\"");
+    out.put_slice(name.as_bytes());
+    out.put_slice(b"\":");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(message: &str, expected: Result<Request<'_>, Refusal<'_>>) {
+        assert_eq!(parse(message.as_bytes(), 16, 8), expected, "{message}");
+    }
+
+    fn refused(code: ErrorCode, id: Option<&str>) -> Result<Request<'_>, Refusal<'_>> {
+        Err(Refusal { id, code })
+    }
+
+    #[test]
+    fn reads_every_command() {
+        let lobby = || Cow::from("lobby");
+        for (message, id, command) in [
+            (
+                r#"{"type":"join","room_id":"lobby","user_id":"alice"}"#,
+                None,
+                Command::Join { room_id: lobby(), user_id: Some("alice".into()) },
+            ),
+            (
+                r#" { "room_id" : "lobby" , "id" : 7 , "type" : "join", "x": [1,{}] } "#,
+                Some("7"),
+                Command::Join { room_id: lobby(), user_id: None },
+            ),
+            (
+                r#"{"type":"leave","room_id":"l\u006fbby","id":"a-1"}"#,
+                Some(r#""a-1""#),
+                Command::Leave { room_id: lobby() },
+            ),
+            (
+                r#"{"type":"broadcast","room_id":"lobby","content": { "a" : 1e400 } }"#,
+                None,
+                Command::Broadcast { room_id: lobby(), content: r#"{ "a" : 1e400 }"# },
+            ),
+            (
+                r#"{"type":"broadcast","room_id":"lobby","content":null,"id":null}"#,
+                None,
+                Command::Broadcast { room_id: lobby(), content: "null" },
+            ),
+            (r#"{"type":"ping","id":-1.5e3}"#, Some("-1.5e3"), Command::Ping),
+        ] {
+            check(message, Ok(Request { id, command }));
+        }
+    }
+
+    #[test]
+    fn refuses_with_the_right_code_and_the_id() {
+        let seventy = format!(r#"{{"type":"ping","id":"{}"}}"#, "x".repeat(70));
+        for (message, code, id) in [
+            ("", ErrorCode::InvalidJson, None),
+            ("{", ErrorCode::InvalidJson, None),
+            (r#"{"type":"ping"} x"#, ErrorCode::InvalidJson, None),
+            ("[]", ErrorCode::InvalidMessage, None),
+            ("7", ErrorCode::InvalidMessage, None),
+            (r#"{"type":"ping","type":"ping"}"#, ErrorCode::InvalidMessage, None),
+            (r#"{"type":"ping","id":{}}"#, ErrorCode::InvalidMessage, None),
+            (r#"{"type":"ping","id":true}"#, ErrorCode::InvalidMessage, None),
+            (&seventy, ErrorCode::InvalidMessage, None),
+            ("{}", ErrorCode::MissingField, None),
+            (r#"{"type":"fly","id":1}"#, ErrorCode::UnknownType, Some("1")),
+            (r#"{"type":5,"id":1}"#, ErrorCode::InvalidMessage, Some("1")),
+            (r#"{"type":"join","id":1}"#, ErrorCode::MissingField, Some("1")),
+            (r#"{"type":"broadcast","room_id":"a"}"#, ErrorCode::MissingField, None),
+            (r#"{"type":"join","room_id":5}"#, ErrorCode::InvalidMessage, None),
+            (r#"{"type":"join","room_id":""}"#, ErrorCode::InvalidRoomId, None),
+            (r#"{"type":"join","room_id":"a\n"}"#, ErrorCode::InvalidRoomId, None),
+            (r#"{"type":"join","room_id":"12345678901234567"}"#, ErrorCode::InvalidRoomId, None),
+            (r#"{"type":"join","room_id":"a","user_id":[]}"#, ErrorCode::InvalidMessage, None),
+            (
+                r#"{"type":"join","room_id":"a","user_id":"123456789"}"#,
+                ErrorCode::InvalidUserId,
+                None,
+            ),
+        ] {
+            check(message, refused(code, id));
+        }
+    }
+
+    #[test]
+    fn writes_what_the_protocol_says() {
+        let mut out = BytesMut::new();
+        let mut written = |write: &dyn Fn(&mut BytesMut)| {
+            out.clear();
+            write(&mut out);
+            String::from_utf8(out.to_vec()).expect("JSON is UTF-8")
+        };
+        assert_eq!(
+            written(&|out| joined("lobby", 17, None, out)),
+            r#"{"type":"joined","room_id":"lobby","offset":17}"#
+        );
+        assert_eq!(
+            written(&|out| left("a\"b", Some("7"), out)),
+            r#"{"type":"left","id":7,"room_id":"a\"b"}"#
+        );
+        assert_eq!(written(&|out| ack("\"x\"", 18, out)), r#"{"type":"ack","id":"x","offset":18}"#);
+        assert_eq!(written(&|out| pong(None, out)), r#"{"type":"pong"}"#);
+        assert_eq!(
+            written(&|out| error(ErrorCode::NotMember, Some("3"), out)),
+            r#"{"type":"error","id":3,"code":"not_member","message":"Join the room first."}"#
+        );
+        let mut at = 0;
+        let mut out = BytesMut::new();
+        at += broadcast("lobby", "alice", r#"{"a": 1}"#, &mut out) as usize;
+        let text = String::from_utf8(out.to_vec()).expect("JSON is UTF-8");
+        assert_eq!(
+            format!("{}18{}", &text[..at], &text[at..]),
+            r#"{"type":"broadcast","room_id":"lobby","sender":"alice","offset":18,"content":{"a": 1}}"#
+        );
+        let worst = "\u{1}".repeat(20);
+        out.clear();
+        broadcast(&worst, &worst, "1", &mut out);
+        assert!(out.len() <= broadcast_len_max(20, 20, 1));
+    }
+}
