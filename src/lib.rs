@@ -55,4 +55,5 @@ pub mod id;
 pub mod io;
 pub mod protocol;
 pub mod room;
+pub mod shard;
 pub mod slab;

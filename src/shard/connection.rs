@@ -1,0 +1,329 @@
+//! One connection: where it is in its life, what is armed on it, what it is owed.
+//!
+//! ```text
+//!             refused, timed out (HTTP answer)
+//!   Opening ───────────────────────────────────────────────┐
+//!      │ request      ┌───────────────────────────────────┐│
+//!      ▼              │ peer closes, errs, or is gone     ▼▼
+//!   Joining ───▶ Open ┤                               Draining ───▶ Dead ───▶ slot freed
+//!   (raw only)        │ we close     peer answers         ▲│  end of file,      nothing
+//!                     └──▶ Closing ───────────────────────┘│  or time is up     armed
+//!                             └────────────────────────────┘
+//! ```
+//!
+//! *Draining* is the polite end of everything: send what is owed, half-close, discard what still
+//! arrives, so that no reset can overtake the last answer. It lasts `close_timeout` at most.
+//!
+//! The struct is what a million idle connections pay for, so everything that most of them do not
+//! need at any moment is in [`Extra`], which exists only while it holds something.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use super::deadlines::Deadline;
+use super::message::Request;
+use crate::dialect::Endpoint;
+use crate::id::ShardId;
+use crate::io::Socket;
+use crate::protocol::Decoder;
+use crate::slab::Key;
+
+/// See the module documentation.
+#[derive(Debug)]
+pub struct Connection {
+    /// Its socket.
+    pub socket: Socket,
+    /// When something must have happened; belongs to the shard's `Deadlines`.
+    pub deadline: Deadline,
+    /// The last tick in which something was sent to it: at most one send per tick.
+    pub sent_tick: u32,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// What its messages mean; means nothing before `Open`.
+    pub endpoint: Endpoint,
+    /// It counts among the connections that the server may hold.
+    pub admitted: bool,
+    /// A poll for input is armed.
+    pub poll_readable: bool,
+    /// A poll for output is armed: the socket is full, nothing may be sent.
+    pub poll_writable: bool,
+    /// A receive is in flight, or it is queued for one.
+    pub receiving: bool,
+    /// It is on the shard's list of connections to send to.
+    pub queued: bool,
+    /// It waits for a room's home to answer a join; its input waits, too.
+    pub waiting: bool,
+    /// Sweeps have passed it by while its socket was full: it must catch up by itself.
+    pub behind: bool,
+    /// The peer sends no more.
+    pub end_of_file: bool,
+    /// We have half-closed.
+    pub half_closed: bool,
+    /// What it has received of a frame or message that is not complete.
+    pub decoder: Decoder,
+    /// The rooms it is in.
+    pub memberships: Memberships,
+    /// What only some connections need, and only at times.
+    pub extra: Option<Box<Extra>>,
+}
+
+/// Where a connection is in its life; the picture is in the module documentation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Receiving the upgrade request.
+    Opening,
+    /// The request is good; the 101 goes out when the room is joined.
+    Joining,
+    /// Messages pass.
+    Open,
+    /// We have sent a close and wait for the peer's.
+    Closing,
+    /// Sending what is owed, then half-closing, then waiting for the peer's end.
+    Draining,
+    /// Shut down; waiting for what is armed to complete.
+    Dead,
+}
+
+/// What the 101 will say, once it may be said.
+#[derive(Debug)]
+pub struct Accept {
+    /// The value of Sec-WebSocket-Accept.
+    pub key: [u8; 28],
+    /// The subprotocol that was chosen.
+    pub subprotocol: Option<&'static str>,
+}
+
+/// State that only some connections need, and only at times.
+#[derive(Debug, Default)]
+pub struct Extra {
+    /// Input that cannot be handled yet: an incomplete upgrade request, or what lies behind a
+    /// message that has to wait.
+    pub held: Vec<u8>,
+    /// What is to be sent before anything from a room: the rest of a frame that was cut,
+    /// replies, the close.
+    pub outbox: VecDeque<Bytes>,
+    /// A request that found the mailbox full.
+    pub stalled: Option<(ShardId, Request)>,
+}
+
+impl Extra {
+    fn is_empty(&self) -> bool {
+        self.held.is_empty() && self.outbox.is_empty() && self.stalled.is_none()
+    }
+}
+
+impl Connection {
+    /// A connection that has just been accepted.
+    #[must_use]
+    pub fn new(socket: Socket) -> Self {
+        Self {
+            socket,
+            deadline: Deadline::default(),
+            sent_tick: 0,
+            phase: Phase::Opening,
+            endpoint: Endpoint::Raw,
+            admitted: false,
+            poll_readable: false,
+            poll_writable: false,
+            receiving: false,
+            queued: false,
+            waiting: false,
+            behind: false,
+            end_of_file: false,
+            half_closed: false,
+            decoder: Decoder::default(),
+            memberships: Memberships::None,
+            extra: None,
+        }
+    }
+
+    /// The rarely needed state, made if it is not there.
+    pub fn extra(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
+    }
+
+    /// Drops the rarely needed state if nothing is left in it.
+    pub fn trim(&mut self) {
+        if self.extra.as_ref().is_some_and(|extra| extra.is_empty()) {
+            self.extra = None;
+        }
+    }
+
+    /// Whether messages pass.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    /// Whether its outbox holds something.
+    #[must_use]
+    pub fn owes(&self) -> bool {
+        self.extra.as_ref().is_some_and(|extra| !extra.outbox.is_empty())
+    }
+
+    /// Whether its input may be handled now: it waits for no answer, for no room in a mailbox, and
+    /// is owed nothing. (A peer that asks but does not listen is not heard: that bounds what it
+    /// can make us owe it to the answers to one receive.)
+    #[must_use]
+    pub fn may_read(&self) -> bool {
+        let stalled = self.extra.as_ref().is_some_and(|extra| extra.stalled.is_some());
+        !self.waiting && !stalled && !self.owes()
+    }
+
+    /// Whether the kernel may still complete something on its socket.
+    #[must_use]
+    pub const fn is_armed(&self) -> bool {
+        self.poll_readable || self.poll_writable || self.receiving
+    }
+
+    /// Takes the request that found the mailbox full.
+    pub fn take_stalled(&mut self) -> Option<(ShardId, Request)> {
+        self.extra.as_mut().and_then(|extra| extra.stalled.take())
+    }
+
+    /// Takes the input that was held back.
+    pub fn take_held(&mut self) -> Vec<u8> {
+        let held = self.extra.as_mut().map(|extra| std::mem::take(&mut extra.held));
+        self.trim();
+        held.unwrap_or_default()
+    }
+}
+
+/// The rooms a connection is in: none, one without a name of its own, or many with names.
+#[derive(Debug)]
+pub enum Memberships {
+    /// None.
+    None,
+    /// A raw connection's room.
+    One {
+        /// The room.
+        room: Key,
+        /// Index among the room's members.
+        index: u32,
+    },
+    /// A native connection's rooms.
+    Many(Box<Named>),
+}
+
+/// A native connection's rooms and name.
+#[derive(Debug, Default)]
+pub struct Named {
+    rooms: Vec<Membership>,
+    /// The display name that was given last; stays when the rooms are left.
+    last_user_id: Option<Rc<str>>,
+}
+
+/// One of a native connection's rooms.
+#[derive(Debug)]
+pub struct Membership {
+    /// The room.
+    pub room: Key,
+    /// Index among the room's members.
+    pub index: u32,
+    /// The display name in this room; `None`: anonymous.
+    pub user_id: Option<Rc<str>>,
+}
+
+impl Memberships {
+    /// How many rooms.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::One { .. } => 1,
+            Self::Many(named) => named.rooms.len(),
+        }
+    }
+
+    /// Whether it is in none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The rooms and the connection's index in each.
+    pub fn iter(&self) -> impl Iterator<Item = (Key, u32)> {
+        let (one, many) = match self {
+            Self::None => (None, &[][..]),
+            Self::One { room, index } => (Some((*room, *index)), &[][..]),
+            Self::Many(named) => (None, named.rooms.as_slice()),
+        };
+        one.into_iter().chain(many.iter().map(|membership| (membership.room, membership.index)))
+    }
+
+    /// The index among the members of `room`, if it is in it. Cost: linear in the rooms of this
+    /// connection.
+    #[must_use]
+    pub fn index_in(&self, room: Key) -> Option<u32> {
+        self.iter().find(|&(key, _)| key == room).map(|(_, index)| index)
+    }
+
+    /// The room of `room` with its display name, for native connections.
+    #[must_use]
+    pub fn named(&mut self, room: Key) -> Option<&mut Membership> {
+        match self {
+            Self::Many(named) => named.rooms.iter_mut().find(|membership| membership.room == room),
+            Self::None | Self::One { .. } => None,
+        }
+    }
+
+    /// Notes the display name if one is given, and returns the one that was given last.
+    pub fn name(&mut self, user_id: Option<&str>) -> Option<Rc<str>> {
+        match user_id {
+            Some(user_id) => self.named_mut().last_user_id.insert(user_id.into()).clone().into(),
+            None => match self {
+                Self::Many(named) => named.last_user_id.clone(),
+                Self::None | Self::One { .. } => None,
+            },
+        }
+    }
+
+    /// Notes that the index in `room` has changed.
+    pub fn moved(&mut self, room: Key, to: u32) {
+        match self {
+            Self::One { index, .. } => *index = to,
+            Self::Many(_) => {
+                if let Some(membership) = self.named(room) {
+                    membership.index = to;
+                }
+            }
+            Self::None => {}
+        }
+    }
+
+    /// Adds a named room.
+    pub fn add(&mut self, membership: Membership) {
+        self.named_mut().rooms.push(membership);
+    }
+
+    fn named_mut(&mut self) -> &mut Named {
+        if !matches!(self, Self::Many(_)) {
+            *self = Self::Many(Box::default());
+        }
+        match self {
+            Self::Many(named) => named,
+            Self::None | Self::One { .. } => unreachable!("made above"),
+        }
+    }
+
+    /// Takes `room` out. Returns the index among its members.
+    pub fn remove(&mut self, room: Key) -> Option<u32> {
+        match self {
+            Self::Many(named) => {
+                let at = named.rooms.iter().position(|membership| membership.room == room)?;
+                Some(named.rooms.swap_remove(at).index)
+            }
+            Self::One { room: one, index } if *one == room => {
+                let index = *index;
+                *self = Self::None;
+                Some(index)
+            }
+            Self::None | Self::One { .. } => None,
+        }
+    }
+}
+
+/// A million idle connections cost this much each; growing it is a decision, not an accident.
+const _: () = assert!(size_of::<Connection>() <= 72);

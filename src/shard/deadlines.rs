@@ -1,0 +1,191 @@
+//! Which connections must be looked at when: one timing wheel per shard, no timer per connection.
+//!
+//! The wheel is a ring of [`BUCKETS`] lists, one per [`UNIT`] of time; a deadline is in the list of
+//! its unit modulo the ring. The lists are threaded through the connections themselves, so setting,
+//! moving and dropping a deadline is a handful of stores and never allocates, however many
+//! connections come and go. Source: Varghese and Lauck, "Hashed and Hierarchical Timing Wheels",
+//! scheme 6.
+//!
+//! (Rejected: a map of buckets of keys, with stale keys found out when their time comes. A storm
+//! of handshakes that all end in time left 8 bytes each behind for as long as the timeout.)
+//!
+//! Resolution: a deadline is never early, and at most one unit late.
+
+use std::time::{Duration, Instant};
+
+use super::connection::Connection;
+use crate::slab::{Key, Slab};
+
+/// The width of a bucket. 2^32 of them are eight years of uptime.
+pub const UNIT: Duration = Duration::from_millis(64);
+
+/// The length of the ring: 32 s, longer than all default timeouts. A deadline that is further away
+/// is passed over once per turn.
+const BUCKETS: usize = 512;
+
+/// No connection: the end of a list.
+const NONE: u32 = u32::MAX;
+
+/// A connection's place in the wheel.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadline {
+    /// The unit in which it comes, counted from the shard's start; 0: there is none.
+    unit: u32,
+    /// The slots of its neighbours in the list of its bucket.
+    next: u32,
+    previous: u32,
+}
+
+impl Default for Deadline {
+    fn default() -> Self {
+        Self { unit: 0, next: NONE, previous: NONE }
+    }
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub struct Deadlines {
+    start: Instant,
+    heads: Box<[u32; BUCKETS]>,
+    /// The unit up to which everything has expired.
+    expired: u32,
+    len: usize,
+}
+
+impl Deadlines {
+    /// No deadlines yet; time is counted from `start`.
+    #[must_use]
+    pub fn new(start: Instant) -> Self {
+        Self { start, heads: Box::new([NONE; BUCKETS]), expired: 0, len: 0 }
+    }
+
+    /// Gives the connection the deadline `at`, in place of any it had.
+    pub fn set(&mut self, key: Key, at: Instant, connections: &mut Slab<Connection>) {
+        self.clear(key, connections);
+        // The unit after the one it falls into: never early.
+        let unit = self.unit(at).max(self.expired) + 1;
+        let head = &mut self.heads[bucket(unit)];
+        let Some(connection) = connections.get_mut(key) else { return };
+        connection.deadline = Deadline { unit, next: *head, previous: NONE };
+        let next = std::mem::replace(head, key.slot());
+        if let Some(neighbour) = connections.at_mut(next) {
+            neighbour.deadline.previous = key.slot();
+        }
+        self.len += 1;
+    }
+
+    /// Drops the connection's deadline. Must be done before its slot is freed.
+    pub fn clear(&mut self, key: Key, connections: &mut Slab<Connection>) {
+        let Some(connection) = connections.get_mut(key) else { return };
+        let Deadline { unit, next, previous } = std::mem::take(&mut connection.deadline);
+        if unit == 0 {
+            return;
+        }
+        if let Some(neighbour) = connections.at_mut(next) {
+            neighbour.deadline.previous = previous;
+        }
+        match connections.at_mut(previous) {
+            Some(neighbour) => neighbour.deadline.next = next,
+            None => self.heads[bucket(unit)] = next,
+        }
+        self.len -= 1;
+    }
+
+    /// The time at which [`Deadlines::expire`] may have something to do; it is due then if it has.
+    #[must_use]
+    pub fn next(&self) -> Option<Instant> {
+        if self.len == 0 {
+            return None;
+        }
+        let units = self.expired + 1..=self.expired + BUCKETS as u32;
+        let unit = units.into_iter().find(|&unit| self.heads[bucket(unit)] != NONE)?;
+        Some(self.start + UNIT * unit)
+    }
+
+    /// Moves the connections whose deadline has come to `expired`, and drops their deadlines.
+    pub fn expire(
+        &mut self,
+        now: Instant,
+        connections: &mut Slab<Connection>,
+        expired: &mut Vec<Key>,
+    ) {
+        let now = self.unit(now);
+        let first = self.expired + 1;
+        // After a long sleep one turn of the wheel is all there is.
+        for unit in first..=now.min(self.expired + BUCKETS as u32) {
+            let mut slot = self.heads[bucket(unit)];
+            while let Some(connection) = connections.at_mut(slot) {
+                let deadline = connection.deadline;
+                if deadline.unit <= now
+                    && let Some(key) = connections.key_at(slot)
+                {
+                    self.clear(key, connections);
+                    expired.push(key);
+                }
+                slot = deadline.next;
+            }
+        }
+        self.expired = now.max(self.expired);
+    }
+
+    fn unit(&self, at: Instant) -> u32 {
+        (at.saturating_duration_since(self.start).as_millis() / UNIT.as_millis()) as u32
+    }
+}
+
+const fn bucket(unit: u32) -> usize {
+    unit as usize % BUCKETS
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::io::Socket;
+
+    proptest! {
+        /// Against a map: set, move, drop, and let time pass in small and in large steps.
+        #[test]
+        fn deadlines_come_once_and_in_time(
+            steps in prop::collection::vec((0..12_usize, 0..4_u8, 0..100_000_u64), 1..200),
+        ) {
+            let start = Instant::now();
+            let mut now = start;
+            let mut deadlines = Deadlines::new(start);
+            let mut connections = Slab::new();
+            let keys: Vec<Key> =
+                (0..12).map(|n| connections.insert(Connection::new(Socket(n)))).collect();
+            let mut model = BTreeMap::new();
+            for (n, what, ms) in steps {
+                let key = keys[n];
+                match what {
+                    0 | 1 => {
+                        let at = now + Duration::from_millis(ms);
+                        deadlines.set(key, at, &mut connections);
+                        model.insert(key, at);
+                    }
+                    2 => {
+                        deadlines.clear(key, &mut connections);
+                        model.remove(&key);
+                    }
+                    _ => now += Duration::from_millis(ms / 10),
+                }
+                let mut expired = Vec::new();
+                deadlines.expire(now, &mut connections, &mut expired);
+                for key in expired {
+                    let at = model.remove(&key).expect("it had one, and it comes once");
+                    prop_assert!(at <= now, "never early");
+                }
+                for &at in model.values() {
+                    prop_assert!(at + 2 * UNIT > now, "nor late");
+                    prop_assert!(deadlines.next().expect("there are some") <= at + 2 * UNIT);
+                }
+                prop_assert_eq!(deadlines.len, model.len());
+                prop_assert_eq!(deadlines.next().is_some(), !model.is_empty());
+            }
+        }
+    }
+}

@@ -1,0 +1,500 @@
+//! The rooms of a shard: joining, leaving, publishing, the mailboxes, the sweeps.
+//!
+//! A join is answered at once when the room has members on this shard already. Otherwise the
+//! room's home is asked, and the connection's input waits until it has answered; as requests and
+//! deliveries keep their order, no publish after the answered offset can be missed.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use super::connection::{Accept, Connection, Membership, Memberships, Phase};
+use super::message::{Ack, Delivery, Request};
+use super::output::{Reason, Source, Staged};
+use super::{MESSAGES_PER_MAILBOX, SENDS_PER_ROOM, SENDS_PER_TICK, Shard};
+use crate::dialect::native::{self, ErrorCode};
+use crate::id::{NameSpace, RoomName, ShardId};
+use crate::io::{Io, Operation, Token};
+use crate::protocol::{CloseCode, HandshakeError, Opcode};
+use crate::room::Visit;
+use crate::room::home::Message;
+use crate::slab::Key;
+
+/// A connection that joins as soon as the room's home has answered.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    connection: Key,
+    joining: Joining,
+}
+
+/// How a connection joins, and with it how it is told.
+#[derive(Debug)]
+pub(super) enum Joining {
+    /// At the upgrade: the 101 tells it.
+    Raw(Accept),
+    /// By a `join` message.
+    Native { user_id: Option<Rc<str>>, id: Option<Box<str>> },
+}
+
+/// The full name of the room of `/raw/ROOM`.
+pub(super) fn raw_room(name: Box<str>) -> RoomName {
+    RoomName { space: NameSpace::Raw, name }
+}
+
+impl<I: Io> Shard<I> {
+    /// Makes the connection a member of `name`, now or when the room's home has answered.
+    pub(super) fn join(&mut self, key: Key, name: RoomName, joining: Joining) {
+        let room_key = match self.rooms.find(&name) {
+            Some(room_key) => room_key,
+            None => {
+                let home = self.ends.homes.home(&name);
+                let room = self.rooms.insert(name.clone(), home);
+                self.link(home, Request::Subscribe { name: Box::new(name), room });
+                room
+            }
+        };
+        let Some(room) = self.rooms.get_mut(room_key) else {
+            return;
+        };
+        if room.home_key.is_some() {
+            return self.complete_join(key, room_key, joining);
+        }
+        room.waiting.push(Waiting { connection: key, joining });
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.waiting = true;
+        }
+    }
+
+    /// The connection becomes a member from the head of the room's log on, and is told so.
+    fn complete_join(&mut self, key: Key, room_key: Key, joining: Joining) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let Some(room) = self.rooms.get_mut(room_key) else {
+            return;
+        };
+        connection.waiting = false;
+        let index = room.join(key.slot());
+        match joining {
+            Joining::Raw(accept) => {
+                connection.memberships = Memberships::One { room: room_key, index };
+                self.accept_upgrade(key, &accept);
+            }
+            Joining::Native { user_id, id } => {
+                connection.memberships.add(Membership { room: room_key, index, user_id });
+                let (name, offset) = (room.name.name.clone(), room.offset);
+                self.reply_native(|out| native::joined(&name, offset, id.as_deref(), out));
+            }
+        }
+    }
+
+    /// `join` of the native protocol.
+    pub(super) fn join_native(
+        &mut self,
+        key: Key,
+        room_id: &str,
+        user_id: Option<&str>,
+        id: Option<&str>,
+    ) -> Result<(), ErrorCode> {
+        let name = RoomName::new(NameSpace::Native, room_id);
+        let Some(connection) = self.connections.get_mut(key) else {
+            return Ok(());
+        };
+        if let Some(room) = self.rooms.find(&name)
+            && connection.memberships.index_in(room).is_some()
+        {
+            // Once more: answered again, perhaps with a new name.
+            if user_id.is_some() {
+                let user_id = connection.memberships.name(user_id);
+                if let Some(membership) = connection.memberships.named(room) {
+                    membership.user_id = user_id;
+                }
+            }
+            let offset = self.rooms.get(room).map_or(0, |room| room.offset);
+            self.reply_native(|out| native::joined(room_id, offset, id, out));
+            return Ok(());
+        }
+        if connection.memberships.len() >= self.limits.rooms_per_connection_max {
+            return Err(ErrorCode::TooManyRooms);
+        }
+        let user_id = connection.memberships.name(user_id);
+        self.join(key, name, Joining::Native { user_id, id: id.map(Into::into) });
+        Ok(())
+    }
+
+    /// `leave` of the native protocol. What was published before still arrives first.
+    pub(super) fn leave_native(
+        &mut self,
+        key: Key,
+        room_id: &str,
+        id: Option<&str>,
+    ) -> Result<(), ErrorCode> {
+        let (room, index) = self.membership(key, room_id).ok_or(ErrorCode::NotMember)?;
+        self.queue_replies(key);
+        self.owe_room(key, room, index);
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.memberships.remove(room);
+        }
+        self.leave(room, index);
+        self.reply_native(|out| native::left(room_id, id, out));
+        Ok(())
+    }
+
+    fn membership(&self, key: Key, room_id: &str) -> Option<(Key, u32)> {
+        let room = self.rooms.find(&RoomName::new(NameSpace::Native, room_id))?;
+        let index = self.connections.get(key)?.memberships.index_in(room)?;
+        Some((room, index))
+    }
+
+    /// The connection is no member of anything any more.
+    pub(super) fn leave_rooms(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let memberships = std::mem::replace(&mut connection.memberships, Memberships::None);
+        // What it has published goes first: with its last member a room may end.
+        if let Some((home, publish)) = connection.take_stalled() {
+            self.link(home, publish);
+        }
+        for (room, index) in memberships.iter() {
+            self.leave(room, index);
+        }
+    }
+
+    fn leave(&mut self, room_key: Key, index: u32) {
+        let Some(room) = self.rooms.get_mut(room_key) else {
+            return;
+        };
+        let connections = &mut self.connections;
+        room.leave(index, |slot, index| {
+            if let Some(connection) = connections.at_mut(slot) {
+                connection.memberships.moved(room_key, index);
+            }
+        });
+        self.drop_room_if_empty(room_key);
+        self.activate(room_key);
+    }
+
+    /// Puts the room on the list of those to sweep, if there is anything to do for it.
+    pub(super) fn activate(&mut self, room_key: Key) {
+        if let Some(room) = self.rooms.get_mut(room_key)
+            && !room.active
+            && room.is_due()
+        {
+            room.active = true;
+            self.active.push_back(room_key);
+        }
+    }
+
+    /// A room without members here ends here.
+    fn drop_room_if_empty(&mut self, room_key: Key) {
+        let Some(room) = self.rooms.get(room_key) else {
+            return;
+        };
+        if let Some(home_key) = room.home_key
+            && room.members().is_empty()
+        {
+            let home = room.home;
+            self.rooms.remove(room_key);
+            self.link(home, Request::Unsubscribe { home_key });
+        }
+    }
+
+    /// Publishes a message of a raw connection to its room.
+    pub(super) fn publish_raw(&mut self, key: Key, opcode: Opcode, payload: Bytes) {
+        let Some(connection) = self.connections.get(key) else {
+            return;
+        };
+        let Some((room, _)) = connection.memberships.iter().next() else {
+            return;
+        };
+        self.publish(key, room, Message { opcode, payload, offset_at: None }, None);
+    }
+
+    /// `broadcast` of the native protocol.
+    pub(super) fn publish_native(
+        &mut self,
+        key: Key,
+        room_id: &str,
+        content: &str,
+        id: Option<&str>,
+    ) -> Result<(), ErrorCode> {
+        let (room, _) = self.membership(key, room_id).ok_or(ErrorCode::NotMember)?;
+        let Some(connection) = self.connections.get_mut(key) else {
+            return Ok(());
+        };
+        let user_id = connection.memberships.named(room).and_then(|named| named.user_id.as_deref());
+        let sender = user_id.unwrap_or(native::ANONYMOUS);
+        let len_max = native::broadcast_len_max(room_id.len(), sender.len(), content.len());
+        let out = self.segments.open(len_max);
+        let offset_at = Some(native::broadcast(room_id, sender, content, out));
+        let message = Message { opcode: Opcode::Text, payload: self.segments.cut(), offset_at };
+        let ack = id
+            .map(|id| Box::new(Ack { connection: key, id: Bytes::copy_from_slice(id.as_bytes()) }));
+        self.publish(key, room, message, ack);
+        Ok(())
+    }
+
+    /// Sends a publish to its room's home; if the mailbox is full the connection waits with it.
+    fn publish(&mut self, key: Key, room: Key, message: Message, ack: Option<Box<Ack>>) {
+        let Some(room) = self.rooms.get(room) else {
+            return;
+        };
+        let home_key = room.home_key.expect("a room with members has been answered for");
+        let home = room.home;
+        let request = Request::Publish { home_key, message, ack };
+        if let Err(request) = self.request(home, request)
+            && let Some(connection) = self.connections.get_mut(key)
+        {
+            connection.extra().stalled = Some((home, request));
+            self.stalled.push(key);
+        }
+    }
+
+    /// Tries again with the requests that found a mailbox full.
+    pub(super) fn retry_stalled(&mut self) {
+        while let Some((home, request)) = self.links.pop_front() {
+            if let Err(request) = self.request(home, request) {
+                self.links.push_front((home, request));
+                break;
+            }
+        }
+        for key in std::mem::take(&mut self.stalled) {
+            let Some(connection) = self.connections.get_mut(key) else {
+                continue;
+            };
+            let Some((home, request)) = connection.take_stalled() else {
+                continue;
+            };
+            match self.request(home, request) {
+                Ok(()) => {
+                    if let Some(connection) = self.connections.get_mut(key) {
+                        connection.trim();
+                    }
+                    self.resume(key);
+                }
+                Err(request) => {
+                    if let Some(connection) = self.connections.get_mut(key) {
+                        connection.extra().stalled = Some((home, request));
+                        self.stalled.push(key);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends what must keep its place: a subscription, its end, or the last publish of a member
+    /// that goes; behind those that wait already.
+    fn link(&mut self, home: ShardId, request: Request) {
+        if !self.links.is_empty() {
+            self.links.push_back((home, request));
+        } else if let Err(request) = self.request(home, request) {
+            self.links.push_back((home, request));
+        }
+    }
+
+    fn request(&mut self, home: ShardId, request: Request) -> Result<(), Request> {
+        self.ends.requests.send(home, request)?;
+        self.rung[home.index()] = true;
+        Ok(())
+    }
+
+    /// Takes in what the homes of this shard's rooms have sent, but not frames for a room whose
+    /// sweep is far behind already: then the home waits, and with it the publishers.
+    pub(super) fn take_deliveries(&mut self) {
+        for from in (0..self.rung.len()).map(ShardId::from) {
+            for _ in 0..MESSAGES_PER_MAILBOX {
+                if let Some(Delivery::Frames { room, .. }) = self.ends.deliveries.peek(from)
+                    && let Some(room) = self.rooms.get(*room)
+                    && room.lag() > self.limits.high_water_mark / 2
+                {
+                    self.congested = true;
+                    break;
+                }
+                let Some(delivery) = self.ends.deliveries.receive(from) else {
+                    break;
+                };
+                self.handle_delivery(delivery);
+            }
+        }
+    }
+
+    fn handle_delivery(&mut self, delivery: Delivery) {
+        match delivery {
+            Delivery::Subscribed { room: room_key, home_key, offset } => {
+                let room = self.rooms.get_mut(room_key).expect("a room waits for its answer");
+                room.home_key = Some(home_key);
+                room.offset = offset;
+                for Waiting { connection: key, joining } in std::mem::take(&mut room.waiting) {
+                    if self.still_waits(key) {
+                        self.complete_join(key, room_key, joining);
+                        self.queue_replies(key);
+                        self.resume(key);
+                    }
+                }
+                self.drop_room_if_empty(room_key);
+            }
+            Delivery::Refused { room } => {
+                let room = self.rooms.remove(room).expect("a room waits for its answer");
+                for Waiting { connection: key, joining } in room.waiting {
+                    if self.still_waits(key) {
+                        self.refuse_join(key, joining);
+                    }
+                }
+            }
+            Delivery::Frames { room: room_key, frames } => {
+                // The last member may have left while they were on their way.
+                let Some(room) = self.rooms.get_mut(room_key) else {
+                    return;
+                };
+                room.offset = frames.offset;
+                room.log.append(frames.bytes);
+                self.activate(room_key);
+            }
+            Delivery::Acknowledged { ack, offset } => {
+                let Some(connection) = self.connections.get(ack.connection) else {
+                    return;
+                };
+                if connection.phase == Phase::Open {
+                    let id = std::str::from_utf8(&ack.id).expect("an id is a part of valid JSON");
+                    self.reply_native(|out| native::ack(id, offset, out));
+                    self.queue_replies(ack.connection);
+                }
+            }
+        }
+    }
+
+    fn still_waits(&self, key: Key) -> bool {
+        self.connections.get(key).is_some_and(|connection| connection.waiting)
+    }
+
+    fn refuse_join(&mut self, key: Key, joining: Joining) {
+        match joining {
+            Joining::Raw(_) => self.refuse(key, HandshakeError::RoomsFull),
+            Joining::Native { id, .. } => {
+                if let Some(connection) = self.connections.get_mut(key) {
+                    connection.waiting = false;
+                }
+                self.reply_native(|out| {
+                    native::error(ErrorCode::ServerBusy, id.as_deref(), out);
+                });
+                self.queue_replies(key);
+                self.resume(key);
+            }
+        }
+    }
+
+    /// Takes in what other shards ask of the rooms whose home is here, as long as what they are
+    /// told in return gets through.
+    pub(super) fn take_requests(&mut self) {
+        for from in (0..self.rung.len()).map(ShardId::from) {
+            for _ in 0..MESSAGES_PER_MAILBOX {
+                // Each request is answered with one delivery at most.
+                if self.home.is_congested() || self.ends.deliveries.room(from) == 0 {
+                    self.congested = true;
+                    break;
+                }
+                let Some(request) = self.ends.requests.receive(from) else {
+                    break;
+                };
+                if let Some(answer) = self.handle_request(from, request) {
+                    self.ends.deliveries.send(from, answer).expect("there was room for one");
+                    self.rung[from.index()] = true;
+                }
+            }
+        }
+    }
+
+    fn handle_request(&mut self, from: ShardId, request: Request) -> Option<Delivery> {
+        match request {
+            Request::Subscribe { name, room } => {
+                Some(match self.home.subscribe(*name, from, room) {
+                    Ok((home_key, offset)) => Delivery::Subscribed { room, home_key, offset },
+                    Err(_) => Delivery::Refused { room },
+                })
+            }
+            Request::Unsubscribe { home_key } => {
+                self.home.unsubscribe(home_key, from);
+                None
+            }
+            Request::Publish { home_key, message, ack } => {
+                let offset = self.home.publish(home_key, &message);
+                self.metrics.published.add(1);
+                ack.map(|ack| Delivery::Acknowledged { ack, offset })
+            }
+        }
+    }
+
+    /// Hands the frames that were encoded to every shard with members.
+    pub(super) fn flush_home(&mut self) {
+        let Self { home, ends, rung, .. } = self;
+        home.flush(|shard, room, frames| {
+            let sent = ends.deliveries.send(shard, Delivery::Frames { room, frames }).is_ok();
+            rung[shard.index()] |= sent;
+            sent
+        });
+    }
+
+    /// Brings every active room a bounded step further.
+    pub(super) fn sweep_rooms(&mut self) {
+        let mut budget = SENDS_PER_TICK;
+        let mut too_slow = Vec::new();
+        for _ in 0..self.active.len() {
+            if budget == 0 {
+                break;
+            }
+            let Some(room_key) = self.active.pop_front() else {
+                break;
+            };
+            budget -= self.sweep_room(room_key, budget.min(SENDS_PER_ROOM), &mut too_slow);
+            let Some(room) = self.rooms.get_mut(room_key) else {
+                continue;
+            };
+            room.active = room.is_due();
+            if room.active {
+                self.active.push_back(room_key);
+            }
+        }
+        for slot in too_slow {
+            // It may be too slow in several rooms; one close is all it gets.
+            if let Some(key) = self.connections.key_at(slot)
+                && self.connections.get(key).is_some_and(Connection::is_open)
+            {
+                self.metrics.slow_consumers.add(1);
+                let words = "slow consumer: past the high-water mark";
+                self.close(key, CloseCode::TRY_AGAIN_LATER, words, Reason::SlowConsumer);
+            }
+        }
+    }
+
+    /// Returns how many sends it made.
+    fn sweep_room(&mut self, room_key: Key, budget: usize, too_slow: &mut Vec<u32>) -> usize {
+        let Self { rooms, connections, io, staged, segments, tick, limits, .. } = self;
+        let Some(room) = rooms.get_mut(room_key) else {
+            return 0;
+        };
+        let head = room.log.head();
+        let sends = room.advance(segments, budget, |member, bytes, from| {
+            let connection = connections.at_mut(member.connection).expect("members are there");
+            if connection.poll_writable {
+                if head - member.cursor > limits.high_water_mark {
+                    too_slow.push(member.connection);
+                }
+                return Visit::Blocked;
+            }
+            if connection.sent_tick == *tick || connection.owes() {
+                return Visit::Later;
+            }
+            connection.sent_tick = *tick;
+            let socket = connection.socket;
+            let token = Token::new(staged.len() as u64);
+            io.submit(Operation::Send { socket, token, bytes, from });
+            let key = connections.key_at(member.connection).expect("members are there");
+            let source = Source::Room { room: room_key, cursor: member.cursor };
+            staged.push(Staged { connection: key, source });
+            Visit::Sent
+        });
+        self.metrics.sends.add(sends as u64);
+        sends
+    }
+}

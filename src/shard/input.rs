@@ -1,0 +1,451 @@
+//! The receiving half of a shard: completions, opening handshakes, messages, commands.
+//!
+//! Input is handled strictly in order. Where it has to wait (for a room's home to answer, for
+//! room in a mailbox, for the peer to take its replies), the rest is held back and the socket is
+//! not read, so that TCP slows the peer down; [`Shard::resume`] goes on where it stopped.
+
+use std::mem;
+
+use bytes::{Bytes, BytesMut};
+
+use super::connection::{Accept, Connection, Phase};
+use super::fanout::{Joining, raw_room};
+use super::output::{Reason, token};
+use super::{ACCEPT_RETRY, Shard};
+use crate::dialect::native::{self, Command, ErrorCode};
+use crate::dialect::{self, Endpoint, PAGE, PAGE_POLICY, Route};
+use crate::io::{Completion, Errno, Io, Operation, Socket, Token};
+use crate::protocol::handshake;
+use crate::protocol::{
+    Event, HandshakeError, HandshakeLimits, Method, Opcode, Payload, Progress, Request,
+    encode_close, encode_frame, parse_request,
+};
+use crate::slab::Key;
+
+/// What to do with a good request.
+enum Answer {
+    Page { with_body: bool },
+    Upgrade { route: Endpoint, room: Option<Box<str>>, accept: Accept },
+}
+
+impl<I: Io> Shard<I> {
+    /// Deals with everything that has completed: first the sends of the last tick, so that
+    /// everybody's cursor is true, then the rest in order.
+    pub(super) fn handle_completions(&mut self) {
+        let mut completions = mem::take(&mut self.completions);
+        self.io.reap(&mut completions);
+        // What was sent, by the numbers in the tokens.
+        let mut staged = mem::take(&mut self.staged);
+        for completion in &completions {
+            if let Completion::SentShort(token, taken) = completion {
+                self.handle_short_send(&staged[token.number() as usize], *taken);
+            }
+        }
+        staged.clear();
+        self.staged = staged;
+        for completion in completions.drain(..) {
+            match completion {
+                Completion::Accepted { listener, result, more } => {
+                    self.handle_accepted(listener, result, more);
+                }
+                Completion::Readable(token) => self.handle_readable(key(token)),
+                Completion::Writable(token) => self.handle_writable(key(token)),
+                Completion::Received(token, result) => self.handle_received(key(token), result),
+                Completion::SentShort(..) | Completion::Woken => {}
+            }
+        }
+        self.completions = completions;
+    }
+
+    fn handle_accepted(&mut self, listener: usize, result: Result<Socket, Errno>, more: bool) {
+        match result {
+            Ok(socket) => self.open(socket),
+            // Full of descriptors or memory: those that knock wait in the backlog for a while.
+            Err(_) if !more && self.drain.is_none() => {
+                let at = self.io.now() + ACCEPT_RETRY;
+                self.accept_again.get_or_insert((at, Vec::new())).1.push(listener);
+                return;
+            }
+            Err(_) => {}
+        }
+        if !more && self.drain.is_none() {
+            self.io.submit(Operation::Accept { listener });
+        }
+    }
+
+    /// Lets the listeners that had failed accept again when it is time.
+    pub(super) fn accept_again(&mut self, now: std::time::Instant) {
+        if self.accept_again.as_ref().is_some_and(|&(at, _)| at <= now)
+            && let Some((_, listeners)) = self.accept_again.take()
+        {
+            for listener in listeners {
+                self.io.submit(Operation::Accept { listener });
+            }
+        }
+    }
+
+    fn open(&mut self, socket: Socket) {
+        self.metrics.accepted.add(1);
+        let key = self.connections.insert(Connection::new(socket));
+        if self.drain.is_some() {
+            return self.refuse(key, HandshakeError::Draining);
+        }
+        if self.connections.len() > self.limits.connections_per_shard_max
+            || !self.ends.census.admit(self.limits.connections_max)
+        {
+            return self.refuse(key, HandshakeError::Full);
+        }
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.admitted = true;
+        }
+        self.set_deadline(key, self.limits.handshake_timeout);
+        self.watch_input(key);
+    }
+
+    /// Asks to be told when there is input, unless that is under way.
+    pub(super) fn watch_input(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        if !connection.poll_readable && !connection.receiving && !connection.end_of_file {
+            connection.poll_readable = true;
+            let socket = connection.socket;
+            self.io.submit(Operation::PollReadable { socket, token: token(key) });
+        }
+    }
+
+    fn handle_readable(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        connection.poll_readable = false;
+        match connection.phase {
+            Phase::Dead => self.free_if_idle(key),
+            Phase::Draining => self.queue_receive(key),
+            // Otherwise `resume` goes on when it may.
+            _ if connection.may_read() => self.queue_receive(key),
+            _ => {}
+        }
+    }
+
+    fn queue_receive(&mut self, key: Key) {
+        if let Some(connection) = self.connections.get_mut(key)
+            && !connection.receiving
+        {
+            connection.receiving = true;
+            self.readable.push_back(key);
+        }
+    }
+
+    /// Starts as many receives as there are buffers.
+    pub(super) fn stage_receives(&mut self) {
+        while self.io.receives_left() > 0 {
+            let Some(key) = self.readable.pop_front() else {
+                return;
+            };
+            let Some(connection) = self.connections.get_mut(key) else {
+                continue;
+            };
+            if connection.phase == Phase::Dead {
+                connection.receiving = false;
+                self.free_if_idle(key);
+                continue;
+            }
+            let socket = connection.socket;
+            self.io.submit(Operation::Receive { socket, token: token(key) });
+        }
+    }
+
+    fn handle_received(&mut self, key: Key, result: Result<I::Lease, Errno>) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        connection.receiving = false;
+        if connection.phase == Phase::Dead {
+            return self.free_if_idle(key);
+        }
+        match result {
+            Ok(lease) if lease.is_empty() => self.handle_end_of_file(key),
+            Ok(mut lease) => {
+                self.handle_input(key, &mut lease);
+                let more = lease.len() == self.io.receive_bytes_max();
+                drop(lease);
+                let Some(connection) = self.connections.get(key) else {
+                    return;
+                };
+                if !connection.may_read() && connection.phase != Phase::Draining {
+                    return;
+                }
+                if more { self.queue_receive(key) } else { self.watch_input(key) }
+            }
+            Err(errno) if errno.is_transient() => self.watch_input(key),
+            Err(errno) => self.retire(key, Reason::Broken(errno)),
+        }
+    }
+
+    /// Goes on with a connection that had to wait: first with what was held back, then with what
+    /// the socket has.
+    pub(super) fn resume(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        if connection.phase == Phase::Opening || !connection.may_read() {
+            return;
+        }
+        let mut held = connection.take_held();
+        if !held.is_empty() {
+            self.handle_input(key, &mut held);
+        }
+        if let Some(connection) = self.connections.get(key)
+            && connection.phase != Phase::Dead
+            && connection.may_read()
+        {
+            self.watch_input(key);
+        }
+    }
+
+    /// Handles bytes of the peer, or holds them back if that has to wait.
+    fn handle_input(&mut self, key: Key, input: &mut [u8]) {
+        match self.connections.get(key).map(|connection| connection.phase) {
+            Some(Phase::Opening) => self.handle_opening(key, input),
+            Some(Phase::Joining) => self.hold(key, input),
+            Some(Phase::Open | Phase::Closing) => self.handle_frames(key, input),
+            Some(Phase::Draining | Phase::Dead) | None => {}
+        }
+    }
+
+    fn hold(&mut self, key: Key, input: &[u8]) {
+        if let Some(connection) = self.connections.get_mut(key)
+            && !input.is_empty()
+        {
+            connection.extra().held.extend_from_slice(input);
+        }
+    }
+
+    /// The opening handshake (RFC 6455 §4.2).
+    fn handle_opening(&mut self, key: Key, input: &mut [u8]) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let mut held = connection.take_held();
+        let seen = held.len();
+        let head = if held.is_empty() {
+            input
+        } else {
+            held.extend_from_slice(input);
+            held.as_mut_slice()
+        };
+        let limits = HandshakeLimits {
+            handshake_bytes_max: self.limits.handshake_bytes_max,
+            target_bytes_max: self.limits.target_bytes_max,
+        };
+        let answer = match parse_request(head, seen, &limits) {
+            Ok(Progress::Incomplete) => return self.hold(key, head),
+            Ok(Progress::Complete { request, consumed }) => {
+                let method = request.method;
+                self.answer(&request).map(|answer| (answer, consumed)).map_err(|e| (method, e))
+            }
+            Err(error) => Err((Method::Other, error)),
+        };
+        match answer {
+            Err((method, error)) => self.refuse_method(key, method, error),
+            Ok((Answer::Page { with_body }, _)) => self.send_page(key, with_body),
+            Ok((Answer::Upgrade { route, room, accept }, consumed)) => {
+                self.upgrade(key, route, room, accept);
+                self.handle_input(key, &mut head[consumed..]);
+            }
+        }
+    }
+
+    fn answer(&self, request: &Request<'_>) -> Result<Answer, HandshakeError> {
+        let route = dialect::route(request.method, request.path, &self.limits)?;
+        let (endpoint, room) = match route {
+            Route::Page => {
+                return Ok(Answer::Page { with_body: request.method == Method::Get });
+            }
+            Route::Native => (Endpoint::Native, None),
+            Route::Echo => (Endpoint::Echo, None),
+            Route::Raw(room) => (Endpoint::Raw, Some(room)),
+        };
+        let upgrade = request.upgrade()?;
+        let subprotocol = match endpoint {
+            Endpoint::Native if upgrade.offers(native::SUBPROTOCOL) => Some(native::SUBPROTOCOL),
+            _ => None,
+        };
+        let accept = Accept { key: upgrade.accept, subprotocol };
+        Ok(Answer::Upgrade { route: endpoint, room: room.map(Into::into), accept })
+    }
+
+    fn send_page(&mut self, key: Key, with_body: bool) {
+        let fields = [
+            ("Content-Security-Policy", PAGE_POLICY),
+            ("X-Content-Type-Options", "nosniff"),
+            ("Referrer-Policy", "no-referrer"),
+            ("Cache-Control", "no-cache"),
+        ];
+        handshake::encode_page("text/html; charset=utf-8", &fields, PAGE.len(), &mut self.replies);
+        self.queue_replies(key);
+        if with_body {
+            self.owe(key, Bytes::from_static(PAGE.as_bytes()));
+        }
+        self.finish(key, Reason::Answered);
+    }
+
+    fn upgrade(&mut self, key: Key, endpoint: Endpoint, room: Option<Box<str>>, accept: Accept) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        connection.endpoint = endpoint;
+        match room {
+            Some(room) => {
+                connection.phase = Phase::Joining;
+                self.join(key, raw_room(room), Joining::Raw(accept));
+            }
+            None => self.accept_upgrade(key, &accept),
+        }
+    }
+
+    /// Sends the 101: from here on, frames.
+    pub(super) fn accept_upgrade(&mut self, key: Key, accept: &Accept) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        connection.phase = Phase::Open;
+        self.clear_deadline(key);
+        self.metrics.opened.add(1);
+        handshake::encode_accept(&accept.key, accept.subprotocol, &mut self.replies);
+        self.queue_replies(key);
+    }
+
+    /// Frames of an open connection, one event at a time.
+    fn handle_frames(&mut self, key: Key, input: &mut [u8]) {
+        let mut begins = self.connections.get(key).is_some_and(|c| c.decoder.is_idle());
+        let mut at = 0;
+        while at < input.len() {
+            let Some(connection) = self.connections.get_mut(key) else {
+                break;
+            };
+            if !matches!(connection.phase, Phase::Open | Phase::Closing) {
+                break;
+            }
+            if !connection.may_read() {
+                self.hold(key, &input[at..]);
+                break;
+            }
+            let message_bytes_max = connection.endpoint.message_bytes_max(&self.limits);
+            let step =
+                connection.decoder.decode(&mut input[at..], message_bytes_max, &mut self.budget);
+            match step {
+                Ok(step) => {
+                    at += step.consumed;
+                    if let Some(event) = step.event {
+                        begins |= matches!(event, Event::Message { .. });
+                        self.handle_event(key, event);
+                    }
+                }
+                Err(error) => {
+                    self.fail(key, error);
+                    break;
+                }
+            }
+        }
+        self.queue_replies(key);
+        self.time_message(key, begins);
+    }
+
+    /// Gives what has been received of a message a deadline if the message `begins` just now, and
+    /// takes it away if there is none any more. While the socket is full the deadline is that of
+    /// the sends.
+    pub(super) fn time_message(&mut self, key: Key, begins: bool) {
+        let Some(connection) = self.connections.get(key) else {
+            return;
+        };
+        if connection.phase != Phase::Open || connection.poll_writable {
+            return;
+        }
+        if connection.decoder.is_idle() {
+            self.clear_deadline(key);
+        } else if begins {
+            self.set_deadline(key, self.limits.message_timeout);
+        }
+    }
+
+    fn handle_event(&mut self, key: Key, event: Event<'_>) {
+        let Some(connection) = self.connections.get(key) else {
+            return;
+        };
+        let (phase, endpoint) = (connection.phase, connection.endpoint);
+        match event {
+            Event::Close(frame) => {
+                if phase == Phase::Open {
+                    encode_close(frame.map(|frame| frame.code), "", &mut self.replies);
+                    self.queue_replies(key);
+                }
+                self.finish(key, Reason::PeerClosed);
+            }
+            // After our own close the peer's messages do not count any more (RFC 6455 §1.4).
+            _ if phase != Phase::Open => {}
+            Event::Ping(payload) => encode_frame(Opcode::Pong, &payload, &mut self.replies),
+            Event::Pong(_) => {}
+            Event::Message { opcode, payload } => {
+                self.metrics.messages.add(1);
+                match endpoint {
+                    Endpoint::Echo => encode_frame(opcode, &payload, &mut self.replies),
+                    Endpoint::Raw => self.handle_raw(key, opcode, payload),
+                    Endpoint::Native => self.handle_native(key, opcode, &payload),
+                }
+            }
+        }
+    }
+
+    fn handle_raw(&mut self, key: Key, opcode: Opcode, payload: Payload<'_>) {
+        let payload = match payload {
+            Payload::Borrowed(bytes) => self.segments.copy(bytes),
+            Payload::Owned(bytes) => Bytes::from(bytes),
+        };
+        self.publish_raw(key, opcode, payload);
+    }
+
+    fn handle_native(&mut self, key: Key, opcode: Opcode, message: &[u8]) {
+        if opcode != Opcode::Text {
+            return self.reply_native(|out| native::error(ErrorCode::InvalidMessage, None, out));
+        }
+        let (room_max, user_max) = (self.limits.room_id_bytes_max, self.limits.user_id_bytes_max);
+        let request = match native::parse(message, room_max, user_max) {
+            Ok(request) => request,
+            Err(refusal) => {
+                return self.reply_native(|out| native::error(refusal.code, refusal.id, out));
+            }
+        };
+        let id = request.id;
+        let done = match request.command {
+            Command::Ping => {
+                self.reply_native(|out| native::pong(id, out));
+                Ok(())
+            }
+            Command::Join { room_id, user_id } => {
+                self.join_native(key, &room_id, user_id.as_deref(), id)
+            }
+            Command::Leave { room_id } => self.leave_native(key, &room_id, id),
+            Command::Broadcast { room_id, content } => {
+                self.publish_native(key, &room_id, content, id)
+            }
+        };
+        if let Err(code) = done {
+            self.reply_native(|out| native::error(code, id, out));
+        }
+    }
+
+    /// Writes one text message to the connection whose input is being handled.
+    pub(super) fn reply_native(&mut self, write: impl FnOnce(&mut BytesMut)) {
+        let mut payload = mem::take(&mut self.scratch);
+        write(&mut payload);
+        encode_frame(Opcode::Text, &payload, &mut self.replies);
+        payload.clear();
+        self.scratch = payload;
+    }
+}
+
+fn key(token: Token) -> Key {
+    Key::from_bits(token.number())
+}

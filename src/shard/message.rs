@@ -1,0 +1,87 @@
+//! What shards say to each other, and the control thread to shards.
+//!
+//! Two kinds in two sets of mailboxes, so that no two shards can ever wait for each other:
+//! *requests* go towards a room's home, *deliveries* come from it. Taking in a delivery depends
+//! on nothing but this shard's own sweeps; taking in a request may depend on deliveries getting
+//! through; nothing depends on requests.
+
+use bytes::Bytes;
+
+use crate::id::RoomName;
+use crate::room::home::{Frames, Message};
+use crate::slab::Key;
+
+/// To the home of a room.
+#[derive(Debug)]
+pub enum Request {
+    /// The sender has a member, or is about to, and wants every publish from now on.
+    Subscribe {
+        /// The room.
+        name: Box<RoomName>,
+        /// Its key at the sender.
+        room: Key,
+    },
+    /// The sender has no members any more.
+    Unsubscribe {
+        /// The room's key at its home.
+        home_key: Key,
+    },
+    /// A member of the sender publishes.
+    Publish {
+        /// The room's key at its home.
+        home_key: Key,
+        /// What.
+        message: Message,
+        /// Who wants to be told the offset.
+        ack: Option<Box<Ack>>,
+    },
+}
+
+/// From the home of a room.
+#[derive(Debug)]
+pub enum Delivery {
+    /// The answer to [`Request::Subscribe`]: every publish after `offset` will come.
+    Subscribed {
+        /// The room's key at the receiver.
+        room: Key,
+        /// Its key at its home.
+        home_key: Key,
+        /// The newest offset so far.
+        offset: u64,
+    },
+    /// The other answer to [`Request::Subscribe`]: the home has no room for the room.
+    Refused {
+        /// The room's key at the receiver.
+        room: Key,
+    },
+    /// Publishes, encoded.
+    Frames {
+        /// The room's key at the receiver.
+        room: Key,
+        /// The frames.
+        frames: Frames,
+    },
+    /// A publish was numbered, and handed to every shard with members.
+    Acknowledged {
+        /// Who asked.
+        ack: Box<Ack>,
+        /// The offset it got.
+        offset: u64,
+    },
+}
+
+/// Who wants to be told the offset of a publish.
+#[derive(Debug)]
+pub struct Ack {
+    /// The connection at its shard.
+    pub connection: Key,
+    /// The `id` of its request, as JSON.
+    pub id: Bytes,
+}
+
+/// From the control thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    /// Close the listeners and every connection, then end.
+    Drain,
+}

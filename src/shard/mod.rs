@@ -1,0 +1,457 @@
+//! One per core: owns its connections, rooms and deadlines, and runs the tick.
+//!
+//! A shard is a state machine over an [`Io`]: completions in, operations out, one system call per
+//! tick. It shares nothing with other shards but mailboxes, counters and frozen bytes, and waits
+//! for nobody: what cannot go on now is put on a list and looked at again in the next tick.
+//!
+//! ```text
+//!        ┌──────────────────────────── tick ─────────────────────────────┐
+//!   reap │ resolve sends ▶ input: decode, handle ▶ deadlines ▶ mailboxes:│ submit
+//!  ─────▶│ deliveries, requests ▶ home: flush ▶ owed: replies, closes    │────────▶
+//!        │ ▶ sweep rooms ▶ receives ▶ wake others                        │ and wait
+//!        └────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! | File            | What it does                                                       |
+//! |-----------------|--------------------------------------------------------------------|
+//! | [`connection`]  | one connection's state                                             |
+//! | `input`         | completions and received bytes: handshakes, messages, commands     |
+//! | `output`        | sends, short sends, and the end of connections                     |
+//! | `fanout`        | rooms: join, leave, publish, mailboxes, sweeps                     |
+//! | [`deadlines`]   | what must have happened by when                                    |
+//! | [`message`]     | what shards say to each other                                      |
+//! | [`thread`]      | real shards on real threads                                        |
+//!
+//! Every step is bounded (the constants below), so nothing on a shard waits for long, whatever
+//! one peer or one room does.
+
+pub mod connection;
+pub mod deadlines;
+mod fanout;
+mod input;
+pub mod message;
+pub mod metrics;
+mod output;
+pub mod thread;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+
+use crate::config::Limits;
+use crate::id::{HomeHasher, ShardId};
+use crate::io::mailbox::{Lanes, Sleepers};
+use crate::io::{Completion, Io, Operation, Wait};
+use crate::protocol::{CloseCode, HandshakeError, PartialBudget, ProtocolError};
+use crate::room::home::HomeTable;
+use crate::room::{RoomTable, SegmentPool};
+use crate::slab::{Key, Slab};
+
+use connection::{Connection, Phase};
+use deadlines::Deadlines;
+use fanout::Waiting;
+use message::{Control, Delivery, Request};
+use metrics::ShardMetrics;
+use output::{Reason, Staged};
+
+/// Sends to members of rooms in one tick: some two milliseconds of work.
+const SENDS_PER_TICK: usize = bound(512, 8);
+/// Of these, sends to members of one room, so that small rooms do not wait for a large one.
+const SENDS_PER_ROOM: usize = bound(256, 5);
+/// Connections that are sent replies, remainders and closes in one tick.
+const REPLIES_PER_TICK: usize = bound(1024, 6);
+/// Messages taken from one mailbox in one tick.
+const MESSAGES_PER_MAILBOX: usize = bound(256, 5);
+/// Connections closed per tick while draining.
+const DRAINED_PER_TICK: u32 = bound(512, 100) as u32;
+/// Completions that one tick brings at most, usually: see `COMPLETIONS_PER_ENTER` of `io::uring`.
+const COMPLETIONS_USUAL: usize = 2048;
+/// Connections that come or go in one burst, usually. The lists of work for them grow past it, but
+/// do not have to, so that one storm leaves the memory as the other found it.
+const BURST_USUAL: usize = 16 * 1024;
+/// How long a shard sleeps at most while something waits for room in a mailbox.
+const MAILBOX_RETRY: Duration = Duration::from_millis(1);
+/// How long it lets connections wait in the backlog when accepting failed for want of resources.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// A bound on what one tick does; `in_tests` is small, so that the simulation reaches it.
+const fn bound(usual: usize, in_tests: usize) -> usize {
+    if cfg!(test) { in_tests } else { usual }
+}
+
+/// What connects a shard to the others; made for all of them by [`Ends::mesh`].
+#[derive(Debug)]
+pub struct Ends {
+    /// Which one this is.
+    pub shard: ShardId,
+    requests: Lanes<Request>,
+    deliveries: Lanes<Delivery>,
+    sleepers: Sleepers,
+    homes: HomeHasher,
+    census: Census,
+    control: rtrb::Consumer<Control>,
+}
+
+/// How many connections all shards hold together. Touched once at the beginning and once at the
+/// end of a connection; that is all that shards share besides mailboxes.
+#[derive(Debug, Clone, Default)]
+struct Census(Arc<AtomicUsize>);
+
+impl Census {
+    /// Counts one more connection, unless there are `max` already.
+    fn admit(&self, max: usize) -> bool {
+        let admitted = self.0.fetch_add(1, Ordering::Relaxed) < max;
+        if !admitted {
+            self.leave();
+        }
+        admitted
+    }
+
+    /// Counts one connection less.
+    fn leave(&self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// How many commands of the control thread may wait for a shard.
+const CONTROLS_MAX: usize = 16;
+
+impl Ends {
+    /// The ends of the shards over which `homes` spreads the rooms, with mailboxes of
+    /// `mailbox_len_max` messages, each with the producer of its control mailbox.
+    #[must_use]
+    pub fn mesh(
+        homes: &HomeHasher,
+        mailbox_len_max: usize,
+    ) -> Vec<(Self, rtrb::Producer<Control>)> {
+        let shards = homes.shards();
+        let sleepers = Sleepers::new(shards);
+        let census = Census::default();
+        Lanes::mesh(shards, mailbox_len_max)
+            .into_iter()
+            .zip(Lanes::mesh(shards, mailbox_len_max))
+            .enumerate()
+            .map(|(index, (requests, deliveries))| {
+                let (producer, control) = rtrb::RingBuffer::new(CONTROLS_MAX);
+                let ends = Self {
+                    shard: ShardId::from(index),
+                    requests,
+                    deliveries,
+                    sleepers: sleepers.clone(),
+                    homes: homes.clone(),
+                    census: census.clone(),
+                    control,
+                };
+                (ends, producer)
+            })
+            .collect()
+    }
+}
+
+/// Whether a shard goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Call [`Shard::tick`] again.
+    Running,
+    /// It has drained: every connection is closed, or `drain_timeout` is over.
+    Ended,
+}
+
+/// See the module documentation.
+pub struct Shard<I: Io> {
+    io: I,
+    ends: Ends,
+    limits: Arc<Limits>,
+    metrics: Arc<ShardMetrics>,
+
+    connections: Slab<Connection>,
+    deadlines: Deadlines,
+    rooms: RoomTable<Waiting>,
+    home: HomeTable,
+    segments: SegmentPool,
+    budget: PartialBudget,
+
+    /// Counts turns; marks who has been sent something in this one.
+    tick: u32,
+    completions: Vec<Completion<I::Lease>>,
+    /// What the sends of this tick carried, by the number in their token.
+    staged: Vec<Staged>,
+    /// Replies to the connection whose input is being handled, framed.
+    replies: BytesMut,
+    /// One reply before it is framed.
+    scratch: BytesMut,
+
+    // Work lists: each connection or room is on a list at most once.
+    /// Connections with input to receive.
+    readable: VecDeque<Key>,
+    /// Connections with something to be sent, other than by a sweep.
+    owed: VecDeque<Key>,
+    /// Rooms with something to sweep.
+    active: VecDeque<Key>,
+    /// Connections whose request found a mailbox full.
+    stalled: Vec<Key>,
+    /// Subscriptions, their ends, and last publishes of members that have gone, that found a
+    /// mailbox full; at most two per room and one per connection.
+    links: VecDeque<(ShardId, Request)>,
+    /// Shards that were sent something in this tick.
+    rung: Vec<bool>,
+    /// Something was left in a mailbox because taking it in has to wait.
+    congested: bool,
+
+    listeners: usize,
+    /// Listeners that failed to accept for want of resources, and when to try again.
+    accept_again: Option<(Instant, Vec<usize>)>,
+    drain: Option<Drain>,
+}
+
+#[derive(Debug)]
+struct Drain {
+    until: Instant,
+    /// The next slot to close.
+    slot: u32,
+}
+
+impl<I: Io> Shard<I> {
+    /// A shard over `io` with `listeners` listeners, connected to the others by `ends`.
+    pub fn new(
+        mut io: I,
+        listeners: usize,
+        ends: Ends,
+        limits: Arc<Limits>,
+        metrics: Arc<ShardMetrics>,
+        shards: usize,
+    ) -> Self {
+        (0..listeners).for_each(|listener| io.submit(Operation::Accept { listener }));
+        Self {
+            deadlines: Deadlines::new(io.now()),
+            connections: Slab::new(),
+            rooms: RoomTable::default(),
+            home: HomeTable::new(limits.rooms_max, limits.high_water_mark),
+            segments: SegmentPool::new(),
+            budget: PartialBudget::new(limits.partial_bytes_max),
+            tick: 0,
+            completions: Vec::with_capacity(COMPLETIONS_USUAL),
+            staged: Vec::new(),
+            replies: BytesMut::new(),
+            scratch: BytesMut::new(),
+            readable: VecDeque::with_capacity(BURST_USUAL),
+            owed: VecDeque::with_capacity(BURST_USUAL),
+            active: VecDeque::new(),
+            stalled: Vec::new(),
+            links: VecDeque::new(),
+            rung: vec![false; shards],
+            congested: false,
+            listeners,
+            accept_again: None,
+            drain: None,
+            io,
+            ends,
+            limits,
+            metrics,
+        }
+    }
+
+    /// One turn of the loop; the picture is in the module documentation. Waits at its end until
+    /// there is something to do.
+    pub fn tick(&mut self) -> Status {
+        self.ends.sleepers.wake_up(self.ends.shard);
+        self.tick = self.tick.wrapping_add(1);
+        self.congested = false;
+        let now = self.io.now();
+
+        // Whatever may end a connection comes before the sends: until they are resolved, nobody may
+        // leave a room.
+        self.handle_completions();
+        self.take_control(now);
+        self.drain_some();
+        self.expire_deadlines(now);
+        self.retry_stalled();
+        self.take_deliveries();
+        self.take_requests();
+        self.flush_home();
+        self.send_owed();
+        self.sweep_rooms();
+        self.accept_again(now);
+        self.stage_receives();
+        self.wake_others();
+        self.metrics.connections.set(self.connections.len() as u64);
+        self.metrics.rooms.set(self.rooms.len() as u64);
+
+        if self.has_drained(now) {
+            self.io.enter(Wait::No);
+            return Status::Ended;
+        }
+        self.enter(now);
+        Status::Running
+    }
+
+    /// Submits and waits, but not when there is work left, and not without a last look into the
+    /// mailboxes once the others know that they have to wake us.
+    fn enter(&mut self, now: Instant) {
+        let wait = self.wait(now);
+        if wait == Wait::No {
+            return self.io.enter(Wait::No);
+        }
+        self.ends.sleepers.fall_asleep(self.ends.shard);
+        self.io.enter(if self.has_mail() { Wait::No } else { wait });
+    }
+
+    fn wait(&self, now: Instant) -> Wait {
+        let more_to_do = !self.owed.is_empty()
+            || !self.active.is_empty()
+            || (!self.readable.is_empty() && self.io.receives_left() > 0)
+            || self.drain.as_ref().is_some_and(|drain| drain.slot < self.connections.slots());
+        if more_to_do {
+            return Wait::No;
+        }
+        let stuck = self.congested
+            || !self.stalled.is_empty()
+            || !self.links.is_empty()
+            || self.home.is_waiting();
+        let times = [
+            stuck.then_some(now + MAILBOX_RETRY),
+            self.accept_again.as_ref().map(|&(at, _)| at),
+            self.drain.as_ref().map(|drain| drain.until),
+            self.deadlines.next(),
+        ];
+        times.into_iter().flatten().min().map_or(Wait::Forever, Wait::Until)
+    }
+
+    /// Whether a mailbox holds something that could be taken in now.
+    fn has_mail(&self) -> bool {
+        !self.ends.control.is_empty()
+            || (!self.congested
+                && (self.ends.requests.has_input() || self.ends.deliveries.has_input()))
+    }
+
+    fn wake_others(&mut self) {
+        for (index, rung) in self.rung.iter_mut().enumerate() {
+            let shard = ShardId::from(index);
+            // Our own mailboxes are looked at before we sleep.
+            if std::mem::take(rung)
+                && shard != self.ends.shard
+                && self.ends.sleepers.must_wake(shard)
+            {
+                self.io.submit(Operation::Wake { shard });
+            }
+        }
+    }
+
+    fn take_control(&mut self, now: Instant) {
+        while let Ok(Control::Drain) = self.ends.control.pop() {
+            if self.drain.is_none() {
+                (0..self.listeners)
+                    .for_each(|listener| self.io.submit(Operation::CloseListener { listener }));
+                self.accept_again = None;
+                self.drain = Some(Drain { until: now + self.limits.drain_timeout, slot: 0 });
+            }
+        }
+    }
+
+    /// Says goodbye to some more connections.
+    fn drain_some(&mut self) {
+        let Some(drain) = &mut self.drain else { return };
+        let slots = drain.slot..self.connections.slots().min(drain.slot + DRAINED_PER_TICK);
+        drain.slot = slots.end;
+        for key in slots.filter_map(|slot| self.connections.key_at(slot)).collect::<Vec<_>>() {
+            match self.connections.get(key).map(|connection| connection.phase) {
+                Some(Phase::Opening | Phase::Joining) => {
+                    self.refuse(key, HandshakeError::Draining);
+                }
+                Some(Phase::Open) => {
+                    self.close_gracefully(key, CloseCode::GOING_AWAY, Reason::Drain)
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn has_drained(&self, now: Instant) -> bool {
+        let Some(drain) = &self.drain else {
+            return false;
+        };
+        now >= drain.until
+            || (self.connections.is_empty() && drain.slot >= self.connections.slots())
+    }
+
+    fn expire_deadlines(&mut self, now: Instant) {
+        let mut expired = Vec::new();
+        self.deadlines.expire(now, &mut self.connections, &mut expired);
+        for key in expired {
+            match self.connections.get(key).map(|connection| connection.phase) {
+                Some(Phase::Opening) => self.refuse(key, HandshakeError::Timeout),
+                Some(Phase::Joining) => self.refuse(key, HandshakeError::Busy),
+                Some(Phase::Open) => self.expire_open(key),
+                Some(Phase::Closing | Phase::Draining) => self.retire(key, Reason::CloseTimeout),
+                Some(Phase::Dead) | None => {}
+            }
+        }
+    }
+
+    /// What the shard holds: all zero when every peer has left and every deadline has passed.
+    #[cfg(test)]
+    pub(crate) fn residue(&self) -> Residue {
+        Residue {
+            connections: self.connections.len(),
+            census: self.ends.census.0.load(Ordering::Relaxed),
+            rooms: self.rooms.len(),
+            homes: self.home.len(),
+            log_bytes_max: self.rooms.iter().map(|room| room.log.len()).max().unwrap_or(0),
+            unflushed: usize::from(self.home.is_waiting() || self.home.is_congested()),
+            partial_bytes: self.budget.used(),
+            readable: self.readable.len(),
+            owed: self.owed.len(),
+            active: self.active.len(),
+            stalled: self.stalled.len(),
+            links: self.links.len(),
+            mail: usize::from(self.ends.requests.has_input() || self.ends.deliveries.has_input()),
+            deadlines: usize::from(self.deadlines.next().is_some()),
+        }
+    }
+
+    /// An open connection's deadline is that of its sends while its socket is full, and otherwise
+    /// that of the message it has begun.
+    fn expire_open(&mut self, key: Key) {
+        if self.connections.get(key).is_some_and(|connection| connection.poll_writable) {
+            self.retire(key, Reason::SendTimeout);
+        } else {
+            self.fail(key, ProtocolError::MessageTimeout);
+        }
+    }
+
+    /// The connection need not do anything by any time.
+    fn clear_deadline(&mut self, key: Key) {
+        self.deadlines.clear(key, &mut self.connections);
+    }
+
+    /// Sets the connection's one deadline to `after` from now.
+    fn set_deadline(&mut self, key: Key, after: Duration) {
+        let at = self.io.now() + after;
+        self.deadlines.set(key, at, &mut self.connections);
+    }
+}
+
+/// What a shard holds, see [`Shard::residue`].
+#[cfg(test)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Residue {
+    pub(crate) connections: usize,
+    /// Of all shards together.
+    pub(crate) census: usize,
+    pub(crate) rooms: usize,
+    pub(crate) homes: usize,
+    /// Of the room that holds the most.
+    pub(crate) log_bytes_max: u64,
+    pub(crate) unflushed: usize,
+    pub(crate) partial_bytes: usize,
+    pub(crate) readable: usize,
+    pub(crate) owed: usize,
+    pub(crate) active: usize,
+    pub(crate) stalled: usize,
+    pub(crate) links: usize,
+    pub(crate) mail: usize,
+    pub(crate) deadlines: usize,
+}

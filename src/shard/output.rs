@@ -1,0 +1,450 @@
+//! The sending half of a shard, and the end of connections.
+//!
+//! A connection gets at most one send per tick, from its outbox, from a sweep, or catching up
+//! with its rooms, in this order. A send resolves by the next reap: silence means that all was
+//! taken. If not, the socket is full: a poll tells when it is not, and until then the connection
+//! is passed by.
+
+use bytes::{BufMut, Bytes, BytesMut};
+use tracing::debug;
+
+use super::connection::{Connection, Phase};
+use super::{REPLIES_PER_TICK, Shard};
+use crate::io::{Errno, Io, Operation, Shutdown, Socket, Token};
+use crate::protocol::{CloseCode, HandshakeError, Method, ProtocolError, encode_close, handshake};
+use crate::room::segment::SEGMENT_BYTES;
+use crate::slab::Key;
+
+/// What a send carried: what to do with the rest if it was short.
+#[derive(Debug)]
+pub(super) struct Staged {
+    pub(super) connection: Key,
+    pub(super) source: Source,
+}
+
+#[derive(Debug)]
+pub(super) enum Source {
+    /// From the outbox; the rest goes back to its front.
+    Outbox(Bytes),
+    /// From a room's log, from this cursor on; the cursor goes back.
+    Room { room: Key, cursor: u64 },
+}
+
+/// Copies longer rests of frames never; shorter ones, so that they do not keep a segment alive.
+const REST_COPIED_MAX: usize = 4096;
+
+/// Why a connection ended; exactly one for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// The peer closed, with the closing handshake.
+    PeerClosed,
+    /// The peer ended the connection without a closing handshake.
+    PeerGone,
+    /// The connection broke.
+    Broken(Errno),
+    /// The peer broke the protocol.
+    Violation(ProtocolError),
+    /// The opening handshake was refused.
+    Refused(HandshakeError),
+    /// An HTTP answer was given that was all there was to do.
+    Answered,
+    /// It fell further behind than the high-water mark.
+    SlowConsumer,
+    /// It took nothing of what it was owed for `send_timeout`.
+    SendTimeout,
+    /// It did not finish within `close_timeout`.
+    CloseTimeout,
+    /// The server shuts down.
+    Drain,
+}
+
+impl<I: Io> Shard<I> {
+    /// Moves the replies that were written while handling input to the connection's outbox.
+    pub(super) fn queue_replies(&mut self, key: Key) {
+        if !self.replies.is_empty() {
+            // What is left behind a large echo would keep its memory alive.
+            let large = self.replies.len() > SEGMENT_BYTES;
+            let replies = self.replies.split().freeze();
+            if large {
+                self.replies = BytesMut::new();
+            }
+            self.owe(key, replies);
+        }
+    }
+
+    /// Puts `bytes` behind everything else in the connection's outbox.
+    pub(super) fn owe(&mut self, key: Key, bytes: Bytes) {
+        if let Some(connection) = self.connections.get_mut(key)
+            && connection.phase != Phase::Dead
+            && !connection.half_closed
+        {
+            connection.extra().outbox.push_back(bytes);
+            self.queue(key);
+        }
+    }
+
+    /// Puts the connection on the list of those with something to be sent.
+    pub(super) fn queue(&mut self, key: Key) {
+        if let Some(connection) = self.connections.get_mut(key)
+            && !connection.queued
+        {
+            connection.queued = true;
+            self.owed.push_back(key);
+        }
+    }
+
+    /// Sends to the connections on the list, one send each.
+    pub(super) fn send_owed(&mut self) {
+        for _ in 0..self.owed.len().min(REPLIES_PER_TICK) {
+            let Some(key) = self.owed.pop_front() else {
+                return;
+            };
+            let Some(connection) = self.connections.get_mut(key) else {
+                continue;
+            };
+            connection.queued = false;
+            if connection.poll_writable || connection.phase == Phase::Dead {
+                continue;
+            }
+            if connection.sent_tick == self.tick {
+                self.queue(key);
+                continue;
+            }
+            if connection.owes() {
+                self.send_outbox(key);
+            } else if connection.phase == Phase::Draining {
+                self.half_close(key);
+            } else if connection.behind {
+                self.catch_up(key);
+            }
+        }
+    }
+
+    /// Sends what is first in the outbox, together with what is small behind it.
+    fn send_outbox(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let Some(extra) = &mut connection.extra else {
+            return;
+        };
+        let Some(mut bytes) = extra.outbox.pop_front() else {
+            return;
+        };
+        let mut len = bytes.len();
+        let small = |next: &&Bytes| {
+            let fits = len + next.len() <= SEGMENT_BYTES;
+            len += if fits { next.len() } else { 0 };
+            fits
+        };
+        let together = extra.outbox.iter().take_while(small).count();
+        if together > 0 {
+            let segment = self.segments.open(len);
+            segment.put_slice(&bytes);
+            extra.outbox.drain(..together).for_each(|next| segment.put_slice(&next));
+            bytes = self.segments.cut();
+        }
+        // More to send, a half-close to make, or rooms to catch up with.
+        let again =
+            !extra.outbox.is_empty() || connection.phase == Phase::Draining || connection.behind;
+        connection.trim();
+        self.send(key, &bytes, 0, Source::Outbox(bytes.clone()));
+        if again {
+            self.queue(key);
+        }
+        self.resume(key);
+    }
+
+    fn send(&mut self, key: Key, bytes: &Bytes, from: usize, source: Source) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        connection.sent_tick = self.tick;
+        let socket = connection.socket;
+        let token = Token::new(self.staged.len() as u64);
+        self.io.submit(Operation::Send { socket, token, bytes, from });
+        self.staged.push(Staged { connection: key, source });
+    }
+
+    /// Sends the next slice of the first room in which the connection is behind. Sweeps have
+    /// passed it by while its socket was full.
+    fn catch_up(&mut self, key: Key) {
+        let Some((room_key, index)) = self.room_behind(key) else {
+            return self.caught_up(key);
+        };
+        let Some(room) = self.rooms.get_mut(room_key) else {
+            return;
+        };
+        let cursor = room.member(index).cursor;
+        let Some((bytes, from)) = room.log.at(cursor).map(|(bytes, from)| (bytes.clone(), from))
+        else {
+            return;
+        };
+        room.set_cursor(index, cursor + (bytes.len() - from) as u64);
+        self.send(key, &bytes, from, Source::Room { room: room_key, cursor });
+        self.metrics.sends.add(1);
+        self.queue(key);
+    }
+
+    /// It is at the head of all its rooms: their logs need not wait for it any more.
+    fn caught_up(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        connection.behind = false;
+        for room_key in connection.memberships.iter().map(|(room, _)| room).collect::<Vec<_>>() {
+            if let Some(room) = self.rooms.get_mut(room_key) {
+                room.settle();
+            }
+            self.activate(room_key);
+        }
+    }
+
+    fn room_behind(&self, key: Key) -> Option<(Key, u32)> {
+        let connection = self.connections.get(key)?;
+        connection.memberships.iter().find(|&(room, index)| {
+            self.rooms.get(room).is_some_and(|room| room.member(index).cursor < room.log.head())
+        })
+    }
+
+    /// A send took only `taken` bytes, or failed.
+    pub(super) fn handle_short_send(&mut self, staged: &Staged, taken: Result<usize, Errno>) {
+        let key = staged.connection;
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        if connection.phase == Phase::Dead {
+            return;
+        }
+        let taken = match taken {
+            Ok(taken) => taken,
+            Err(errno) => return self.retire(key, Reason::Broken(errno)),
+        };
+        self.metrics.sends_short.add(1);
+        match &staged.source {
+            Source::Outbox(bytes) => {
+                if taken < bytes.len() {
+                    connection.extra().outbox.push_front(bytes.slice(taken..));
+                }
+            }
+            &Source::Room { room, cursor } => {
+                let index = connection.memberships.index_in(room);
+                let index = index.expect("nobody leaves a room before its sends are resolved");
+                let room = self.rooms.get_mut(room).expect("a room with a member exists");
+                let (next, rest) = room.log.split(cursor, taken);
+                room.set_cursor(index, next);
+                room.sweep.rewind(next);
+                if !rest.is_empty() {
+                    let rest = if rest.len() <= REST_COPIED_MAX {
+                        Bytes::copy_from_slice(&rest)
+                    } else {
+                        rest
+                    };
+                    connection.extra().outbox.push_front(rest);
+                }
+            }
+        }
+        connection.behind |= !connection.memberships.is_empty();
+        let socket = connection.socket;
+        if !connection.poll_writable {
+            connection.poll_writable = true;
+            self.io.submit(Operation::PollWritable { socket, token: token(key) });
+        }
+        if connection.phase == Phase::Open {
+            self.set_deadline(key, self.limits.send_timeout);
+        }
+    }
+
+    /// The socket takes bytes again.
+    pub(super) fn handle_writable(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        connection.poll_writable = false;
+        match connection.phase {
+            Phase::Dead => self.free_if_idle(key),
+            phase => {
+                if phase == Phase::Open {
+                    self.time_message(key, true);
+                }
+                self.queue(key);
+                self.resume(key);
+            }
+        }
+    }
+
+    /// Answers an upgrade request with an error and ends the connection.
+    pub(super) fn refuse(&mut self, key: Key, error: HandshakeError) {
+        self.refuse_method(key, Method::Get, error);
+    }
+
+    /// The same for a request whose method is known.
+    pub(super) fn refuse_method(&mut self, key: Key, method: Method, error: HandshakeError) {
+        self.metrics.refused.add(1);
+        handshake::encode_refusal(error, method, &mut self.replies);
+        self.queue_replies(key);
+        self.finish(key, Reason::Refused(error));
+    }
+
+    /// The peer broke the protocol: says so and ends the connection (RFC 6455 §7.1.7).
+    pub(super) fn fail(&mut self, key: Key, error: ProtocolError) {
+        // One close is all a peer gets.
+        if self.connections.get(key).is_some_and(|connection| connection.phase == Phase::Open) {
+            encode_close(Some(error.close_code()), error.reason(), &mut self.replies);
+        }
+        self.queue_replies(key);
+        self.finish(key, Reason::Violation(error));
+    }
+
+    /// Closes an open connection from our side, after everything it is owed by its rooms.
+    pub(super) fn close_gracefully(&mut self, key: Key, code: CloseCode, reason: Reason) {
+        let rooms: Vec<_> = match self.connections.get(key) {
+            Some(connection) => connection.memberships.iter().collect(),
+            None => return,
+        };
+        for (room, index) in rooms {
+            self.owe_room(key, room, index);
+        }
+        self.close(key, code, "", reason);
+    }
+
+    /// Closes an open connection from our side (RFC 6455 §7.1.2): sends a close and waits for the
+    /// peer's.
+    pub(super) fn close(&mut self, key: Key, code: CloseCode, words: &str, reason: Reason) {
+        self.note_end(key, reason);
+        self.leave_rooms(key);
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.phase = Phase::Closing;
+            connection.waiting = false;
+        }
+        encode_close(Some(code), words, &mut self.replies);
+        self.queue_replies(key);
+        self.set_deadline(key, self.limits.close_timeout);
+        self.resume(key);
+    }
+
+    /// Puts what a member has not been sent yet of its room's log into its outbox.
+    pub(super) fn owe_room(&mut self, key: Key, room: Key, index: u32) {
+        let Some(room) = self.rooms.get_mut(room) else {
+            return;
+        };
+        let cursor = room.member(index).cursor;
+        room.set_cursor(index, room.log.head());
+        for bytes in room.log.from(cursor).collect::<Vec<_>>() {
+            self.owe(key, bytes);
+        }
+    }
+
+    /// The polite end: sends what is owed, half-closes, discards what still arrives. Nothing the
+    /// peer says matters any more.
+    pub(super) fn finish(&mut self, key: Key, reason: Reason) {
+        let Some(connection) = self.connections.get(key) else {
+            return;
+        };
+        match connection.phase {
+            Phase::Draining | Phase::Dead => return,
+            Phase::Closing => {}
+            Phase::Opening | Phase::Joining | Phase::Open => self.note_end(key, reason),
+        }
+        self.leave_rooms(key);
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        connection.phase = Phase::Draining;
+        connection.waiting = false;
+        connection.decoder.reset(&mut self.budget);
+        if let Some(extra) = &mut connection.extra {
+            extra.held = Vec::new();
+        }
+        connection.trim();
+        self.set_deadline(key, self.limits.close_timeout);
+        self.queue(key);
+        self.watch_input(key);
+    }
+
+    /// All is sent: tells the peer so, and waits for its end.
+    fn half_close(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        if connection.end_of_file {
+            return self.release(key);
+        }
+        if !connection.half_closed {
+            connection.half_closed = true;
+            let socket = connection.socket;
+            self.io.submit(Operation::Shutdown { socket, how: Shutdown::Write });
+        }
+    }
+
+    /// The peer will send no more.
+    pub(super) fn handle_end_of_file(&mut self, key: Key) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        connection.end_of_file = true;
+        match connection.phase {
+            Phase::Draining if connection.half_closed => self.release(key),
+            Phase::Draining => self.queue(key),
+            _ => self.finish(key, Reason::PeerGone),
+        }
+    }
+
+    /// Ends the connection at once, whatever it is owed.
+    pub(super) fn retire(&mut self, key: Key, reason: Reason) {
+        match self.connections.get(key).map(|connection| connection.phase) {
+            Some(Phase::Opening | Phase::Joining | Phase::Open) => self.note_end(key, reason),
+            Some(Phase::Closing | Phase::Draining) => {}
+            Some(Phase::Dead) | None => return,
+        }
+        self.release(key);
+    }
+
+    /// Gives up everything but the slot, and that as soon as nothing is armed on the socket.
+    fn release(&mut self, key: Key) {
+        self.leave_rooms(key);
+        self.clear_deadline(key);
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        connection.phase = Phase::Dead;
+        connection.decoder.reset(&mut self.budget);
+        connection.extra = None;
+        if connection.is_armed() {
+            // Completes what is armed. Closing alone would not even close the connection: what
+            // is armed holds on to the socket.
+            let socket = connection.socket;
+            self.io.submit(Operation::Shutdown { socket, how: Shutdown::Both });
+        }
+        self.free_if_idle(key);
+    }
+
+    /// Closes the socket of a dead connection and frees its slot, once nothing is armed on it.
+    pub(super) fn free_if_idle(&mut self, key: Key) {
+        let Some(connection) = self.connections.get(key) else {
+            return;
+        };
+        if connection.phase == Phase::Dead && !connection.is_armed() {
+            let socket = connection.socket;
+            if connection.admitted {
+                self.ends.census.leave();
+            }
+            self.connections.remove(key);
+            self.io.submit(Operation::Close { socket });
+            // A descriptor is free: whoever waits in the backlog may come in.
+            if let Some((at, _)) = &mut self.accept_again {
+                *at = self.io.now();
+            }
+        }
+    }
+
+    fn note_end(&self, key: Key, reason: Reason) {
+        if let Some(Connection { socket: Socket(socket), phase, .. }) = self.connections.get(key) {
+            let shard = self.ends.shard.0;
+            debug!(shard, socket, ?phase, ?reason, "connection ends");
+        }
+    }
+}
+
+/// A connection's key as the token of its polls and receives.
+pub(super) const fn token(key: Key) -> Token {
+    Token::new(key.to_bits())
+}

@@ -1,0 +1,254 @@
+//! Real shards on real threads: pinned, each with a descriptor table and a ring of its own.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+
+use tracing::{info, warn};
+
+use super::message::Control;
+use super::metrics::ShardMetrics;
+use super::{Ends, Shard, Status};
+use crate::config::Limits;
+use crate::id::HomeHasher;
+use crate::io::host::{self, HostError, ListenError};
+use crate::io::thread::{block_signals, take_private_descriptor_table};
+use crate::io::uring::{Bells, Uring};
+
+/// What to start.
+#[derive(Debug)]
+pub struct Plan {
+    /// How many shards.
+    pub shards: usize,
+    /// The CPUs they are dealt to in turn; at least one.
+    pub cpus: Vec<usize>,
+    /// The addresses every shard listens on; no port is 0.
+    pub listen: Vec<SocketAddr>,
+    /// What each of them may use.
+    pub limits: Limits,
+}
+
+/// Why the shards did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No descriptors for the bells.
+    #[error("cannot make the eventfds that wake shards: {0}; raise RLIMIT_NOFILE (ulimit -n)")]
+    Bells(io::Error),
+    /// No thread.
+    #[error(
+        "cannot start the thread of shard {shard}: {error}; raise the limit of processes \
+             (ulimit -u) or give fewer --shards"
+    )]
+    Thread {
+        /// Which one.
+        shard: usize,
+        /// Why.
+        error: io::Error,
+    },
+    /// No descriptor table.
+    #[error(
+        "cannot give shard {shard} a descriptor table of its own: {error}; allow the \
+             close_range system call in the sandbox (seccomp)"
+    )]
+    Descriptors {
+        /// Which one.
+        shard: usize,
+        /// Why.
+        error: io::Error,
+    },
+    /// No ring.
+    #[error(
+        "cannot set up the io_uring of shard {shard}: {error}; free memory, raise \
+             RLIMIT_MEMLOCK (ulimit -l), or give fewer --shards"
+    )]
+    Ring {
+        /// Which one.
+        shard: usize,
+        /// Why.
+        error: io::Error,
+    },
+    /// No listener.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The host refused something else.
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
+/// A shard ended otherwise than asked: a bug of ours.
+#[derive(Debug, thiserror::Error)]
+#[error("shard {shard} panicked, see the message above")]
+pub struct ShardPanicked {
+    /// Which one.
+    pub shard: usize,
+}
+
+/// Running shards.
+#[derive(Debug)]
+pub struct Shards {
+    threads: Vec<JoinHandle<()>>,
+    drainer: Drainer,
+    /// The first shard that ends, and whether it panicked.
+    ended: mpsc::Receiver<(usize, bool)>,
+    metrics: Vec<Arc<ShardMetrics>>,
+}
+
+/// Tells shards to drain. Cloning tells the same shards.
+#[derive(Debug, Clone)]
+pub struct Drainer {
+    controls: Arc<Mutex<Vec<rtrb::Producer<Control>>>>,
+    bells: Bells,
+}
+
+impl Drainer {
+    /// Tells every shard to close its listeners and connections, and to end.
+    pub fn drain(&self) {
+        let mut controls = self.controls.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        for (index, control) in controls.iter_mut().enumerate() {
+            // Full only if this was said many times already.
+            let _ = control.push(Control::Drain);
+            self.bells.ring(index);
+        }
+    }
+}
+
+impl Shards {
+    /// Starts the shards and returns when all of them accept connections.
+    ///
+    /// # Errors
+    /// The first thing that could not be had; the others are told to end.
+    pub fn start(plan: Plan) -> Result<Self, StartError> {
+        let Plan { shards, cpus, listen, limits } = plan;
+        let bells = Bells::new(shards).map_err(StartError::Bells)?;
+        let limits = Arc::new(limits);
+        let (started, outcomes) = mpsc::channel();
+        let (end, ended) = mpsc::channel();
+        let (mut threads, mut controls, mut metrics) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, (ends, control)) in
+            Ends::mesh(&HomeHasher::new(shards), limits.mailbox_len_max).into_iter().enumerate()
+        {
+            let counted = Arc::new(ShardMetrics::default());
+            let seat = Seat {
+                index,
+                shards,
+                cpu: cpus[index % cpus.len()],
+                listen: listen.clone(),
+                limits: Arc::clone(&limits),
+                bells: bells.clone(),
+                metrics: Arc::clone(&counted),
+            };
+            let (started, end) = (started.clone(), end.clone());
+            let thread = thread::Builder::new()
+                .name(format!("fanwire-shard-{index}"))
+                .spawn(move || {
+                    let _end = SayEnded { index, end };
+                    seat.run(ends, &started);
+                })
+                .map_err(|error| StartError::Thread { shard: index, error })?;
+            threads.push(thread);
+            controls.push(control);
+            metrics.push(counted);
+        }
+        let drainer = Drainer { controls: Arc::new(Mutex::new(controls)), bells };
+        drop(started);
+        let first_error = outcomes.iter().take(shards).find_map(Result::err);
+        match first_error {
+            None => Ok(Self { threads, drainer, ended, metrics }),
+            Some(error) => {
+                drainer.drain();
+                Err(error)
+            }
+        }
+    }
+
+    /// A handle that tells the shards to drain.
+    #[must_use]
+    pub fn drainer(&self) -> Drainer {
+        self.drainer.clone()
+    }
+
+    /// Waits until every shard has ended.
+    ///
+    /// # Errors
+    /// As soon as one of them has panicked.
+    pub fn join(self) -> Result<(), ShardPanicked> {
+        for (shard, panicked) in self.ended.iter().take(self.threads.len()) {
+            if panicked {
+                return Err(ShardPanicked { shard });
+            }
+        }
+        for (shard, thread) in self.threads.into_iter().enumerate() {
+            thread.join().map_err(|_| ShardPanicked { shard })?;
+        }
+        let total = |count: fn(&ShardMetrics) -> u64| -> u64 {
+            self.metrics.iter().map(|metrics| count(metrics)).sum()
+        };
+        info!(
+            connections = total(|m| m.accepted.value()),
+            opened = total(|m| m.opened.value()),
+            refused = total(|m| m.refused.value()),
+            messages = total(|m| m.messages.value()),
+            published = total(|m| m.published.value()),
+            slow_consumers = total(|m| m.slow_consumers.value()),
+            cut = total(|m| m.connections.value()),
+            "drained"
+        );
+        Ok(())
+    }
+}
+
+/// Says that the thread has ended, also when it unwinds.
+struct SayEnded {
+    index: usize,
+    end: mpsc::Sender<(usize, bool)>,
+}
+
+impl Drop for SayEnded {
+    fn drop(&mut self) {
+        // Nobody listens when the start has failed.
+        let _ = self.end.send((self.index, thread::panicking()));
+    }
+}
+
+/// Where one shard sits and what it is given.
+struct Seat {
+    index: usize,
+    shards: usize,
+    cpu: usize,
+    listen: Vec<SocketAddr>,
+    limits: Arc<Limits>,
+    bells: Bells,
+    metrics: Arc<ShardMetrics>,
+}
+
+impl Seat {
+    fn run(self, ends: Ends, started: &mpsc::Sender<Result<(), StartError>>) {
+        let uring = match self.set_up() {
+            Ok(uring) => uring,
+            Err(error) => return drop(started.send(Err(error))),
+        };
+        let Self { listen, limits, metrics, shards, .. } = self;
+        let mut shard = Shard::new(uring, listen.len(), ends, limits, metrics, shards);
+        // Nobody listens when another shard has failed to start: then the drain comes soon.
+        let _ = started.send(Ok(()));
+        while shard.tick() == Status::Running {}
+    }
+
+    fn set_up(&self) -> Result<Uring, StartError> {
+        let shard = self.index;
+        block_signals();
+        if let Err(error) = host::pin(self.cpu) {
+            warn!("{error}; shard {shard} runs wherever the kernel puts it");
+        }
+        take_private_descriptor_table(&self.bells.descriptors())
+            .map_err(|error| StartError::Descriptors { shard, error })?;
+        let mut uring = Uring::new(self.bells.clone(), shard)
+            .map_err(|error| StartError::Ring { shard, error })?;
+        for &address in &self.listen {
+            uring.listen(address).map_err(|error| ListenError::new(address, error))?;
+        }
+        Ok(uring)
+    }
+}
