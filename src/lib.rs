@@ -49,10 +49,12 @@
 //!   in the simulation (`src/tests/sim.rs`), from a seed, without a kernel.
 
 pub mod config;
+pub mod control;
 pub mod dialect;
 pub mod id;
 #[expect(unsafe_code, reason = "the boundary to the kernel; nowhere else")]
 pub mod io;
+pub mod logging;
 pub mod protocol;
 pub mod room;
 pub mod shard;

@@ -1,0 +1,125 @@
+//! The control thread: admin HTTP and signals, async on monoio, away from the shards.
+//!
+//! [`serve`] is the life of the server. On the main thread it checks the host, starts the shards
+//! and this thread, says so in one line, and waits for the shards to end. This thread takes part in
+//! no delivery: if it is slow, nothing else is.
+//!
+//! ```text
+//! check host -> watch signals -> probe addresses -> start shards -> start control -> "ready"
+//!    first SIGTERM or SIGINT -> drain shards -> they end, after drain_timeout at the latest -> 0
+//!    second one              -> exit at once, 128 + signal
+//! ```
+//!
+//! Async code lives in this module alone.
+
+mod admin;
+mod signals;
+mod startup;
+
+use std::io;
+use std::net::TcpListener;
+use std::sync::mpsc;
+use std::thread;
+
+use monoio::{FusionDriver, RuntimeBuilder};
+use tracing::{info, warn};
+
+use crate::config::{Admin, Conflict, Settings};
+use crate::io::host::{self, HostError, ListenError};
+use crate::shard::thread::{Drainer, ShardPanicked, Shards, StartError};
+
+use admin::Health;
+use signals::Signals;
+use startup::Startup;
+
+/// Runs the server until it is told to stop; returns when every shard has ended.
+///
+/// # Errors
+/// [`ServeError`]: what could not be started and the remedy, or that a shard failed.
+pub fn serve(settings: &Settings) -> Result<(), ServeError> {
+    // Before any other thread exists: from here on a signal means drain, whoever receives it.
+    let signals = Signals::register().map_err(ServeError::Signals)?;
+    let startup = Startup::check(settings)?;
+    let admin = match settings.admin {
+        Admin::Off => None,
+        Admin::At(address) => Some(host::listen(address, admin::BACKLOG)?),
+    };
+    let admin_address = admin.as_ref().and_then(|listener| listener.local_addr().ok());
+    if let Some(address) = admin_address.filter(|address| !address.ip().is_loopback()) {
+        warn!(
+            "the admin interface on {address} has no authentication and is not on a loopback address"
+        );
+    }
+
+    let announcement = startup.announcement(admin_address);
+    let shards = Shards::start(startup.plan)?;
+    start_control(admin, signals, shards.drainer()).map_err(ServeError::Control)?;
+    info!("{announcement}");
+    shards.join()?;
+    info!("stopped");
+    Ok(())
+}
+
+/// Starts the control thread, and returns once its runtime stands.
+///
+/// The thread ends with the process: it answers `/health` as long as there is a shard.
+fn start_control(admin: Option<TcpListener>, signals: Signals, drainer: Drainer) -> io::Result<()> {
+    let (started, outcome) = mpsc::sync_channel(1);
+    thread::Builder::new().name("fanwire-control".into()).spawn(move || {
+        let runtime =
+            RuntimeBuilder::<FusionDriver>::new().with_entries(RING_ENTRIES).enable_timer().build();
+        let mut runtime = match runtime {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(started.send(Err(error))),
+        };
+        runtime.block_on(async {
+            let health = Health::default();
+            let listening = admin.map_or(Ok(()), |admin| admin::start(admin, health.clone()));
+            // Nobody waits for it only if the main thread is gone, and the process with it.
+            let _ = started.send(listening);
+            control(signals, health, drainer).await;
+        });
+    })?;
+    outcome.recv().unwrap_or_else(|_| Err(io::Error::other("the control thread panicked")))
+}
+
+async fn control(signals: Signals, health: Health, drainer: Drainer) {
+    match signals.first().await {
+        Ok(signal) => info!("{signal}: draining; a second signal exits at once"),
+        Err(error) => tracing::error!("signals can no longer be watched, draining: {error}"),
+    }
+    health.set_draining();
+    drainer.drain();
+    // The main thread ends the process when the shards have ended; until then answer /health.
+    std::future::pending().await
+}
+
+/// Operations the control thread may have waiting for submission: a few per admin connection.
+const RING_ENTRIES: u32 = 256;
+
+/// Why the server could not start, or stopped otherwise than asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The host lacks something.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// An address cannot be had.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The settings do not fit this host.
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
+    /// No handlers for SIGTERM and SIGINT.
+    #[error("cannot watch for signals: {0}")]
+    Signals(io::Error),
+    /// The shards did not start.
+    #[error(transparent)]
+    Shards(#[from] StartError),
+    /// The control thread did not start.
+    #[error("cannot start the control thread: {0}")]
+    Control(io::Error),
+    /// A shard failed; its connections are lost, and a server without one of its shards would
+    /// refuse a part of its clients and rooms for no reason they can see.
+    #[error("{0}; the server stops")]
+    Panicked(#[from] ShardPanicked),
+}
