@@ -59,3 +59,6 @@ pub mod protocol;
 pub mod room;
 pub mod shard;
 pub mod slab;
+
+#[cfg(test)]
+mod tests;

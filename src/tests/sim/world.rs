@@ -1,0 +1,432 @@
+//! A whole server, its network and its peers, from one seed.
+//!
+//! Three acts. *Mayhem*: peers come, talk, misbehave and go, while shards stall and the network
+//! does what it may. *Calm*: nobody says anything new, everybody reads; then nothing may be owed
+//! any more. *Departure*: everybody leaves; then nothing may be left. In some worlds the server is
+//! told to drain in the middle of the first act instead.
+//!
+//! A shard that waits is ticked only when its wait is over, so a lost wake-up shows as something
+//! that never happens. Time is a number that jumps to the next event when nobody has work.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt;
+
+use super::check::Checker;
+use super::net::{Net, SimIo};
+use super::peer::{Departure, Peer, pick};
+use crate::config::Limits;
+use crate::id::HomeHasher;
+use crate::room::segment::SEGMENT_BYTES;
+use crate::shard::message::Control;
+use crate::shard::metrics::ShardMetrics;
+use crate::shard::{Ends, Residue, Shard, Status};
+
+/// What kind of world the seed makes.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    pub(super) shards: usize,
+    pub(super) rooms: usize,
+    pub(super) message_max: usize,
+    pub(super) rooms_per_connection_max: usize,
+    pub(super) handshake_timeout: Duration,
+    pub(super) close_timeout: Duration,
+    /// How many peers there are in all, and at once.
+    peers: usize,
+    peers_at_once: usize,
+    steps: u64,
+    step_max: Duration,
+    /// Share of peers that read at once, always.
+    pub(super) eager: f64,
+    /// How readily peers talk, leave, stall for long, and publish many at once.
+    talk: f64,
+    pub(super) churn: f64,
+    pub(super) long_stalls: f64,
+    pub(super) bursts: f64,
+    /// Shards stall.
+    pub(super) shard_stalls: f64,
+    /// The high-water mark is beyond everything that is ever published.
+    pub(super) roomy: bool,
+    /// There may be no place for a connection, a room, an incomplete message.
+    pub(super) crowded: bool,
+    pub(super) rooms_scarce: bool,
+    pub(super) partial_scarce: bool,
+    drains: bool,
+    /// The drain has begun.
+    pub(super) draining: bool,
+    /// The first shard has ended.
+    pub(super) ended: bool,
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Outcome {
+    pub(super) trace: u64,
+    pub(super) steps: u64,
+    pub(super) delivered: u64,
+    pub(super) slow_consumers: u64,
+    pub(super) sends_short: u64,
+    pub(super) drained: bool,
+}
+
+struct World {
+    net: Rc<RefCell<Net>>,
+    plan: Plan,
+    limits: Arc<Limits>,
+    shards: Vec<Option<Shard<SimIo>>>,
+    metrics: Vec<Arc<ShardMetrics>>,
+    controls: Vec<rtrb::Producer<Control>>,
+    stalled_until: Vec<Duration>,
+    peers: Vec<Peer>,
+    check: Checker,
+    steps: u64,
+    ticks: u64,
+    /// Nobody starts anything new.
+    calm: bool,
+}
+
+/// Builds the world of `seed`, runs it to its end and checks it all along.
+///
+/// # Panics
+/// When the server breaks a promise.
+pub(super) fn run(seed: u64, drain: Option<bool>, print: bool) -> Outcome {
+    let mut world = World::new(seed, drain, print);
+    world.mayhem();
+    if world.plan.drains {
+        world.drain();
+    } else {
+        world.calm_down();
+        world.depart();
+    }
+    let total = |count: fn(&ShardMetrics) -> u64| -> u64 {
+        world.metrics.iter().map(|metrics| count(metrics)).sum()
+    };
+    Outcome {
+        trace: world.net.borrow().trace.hash,
+        steps: world.steps,
+        delivered: world.check.delivered,
+        slow_consumers: total(|metrics| metrics.slow_consumers.value()),
+        sends_short: total(|metrics| metrics.sends_short.value()),
+        drained: world.plan.drains,
+    }
+}
+
+impl World {
+    fn new(seed: u64, drain: Option<bool>, print: bool) -> Self {
+        let mut net = Net::new(seed, print);
+        let mut plan = Plan::new(&mut net);
+        plan.drains = drain.unwrap_or(plan.drains);
+        let limits = Arc::new(plan.limits(&mut net));
+        plan.set_faults(&mut net, &limits);
+        if print {
+            println!("{plan:#?}\n{limits:#?}\n{:#?}", net.faults);
+        }
+        let homes = HomeHasher::with_key(plan.shards, net.rng.random());
+        let listeners = pick(&mut net, &[1, 2]);
+        (0..plan.shards).for_each(|_| net.add_shard(listeners));
+        let net = Rc::new(RefCell::new(net));
+        let (mut shards, mut metrics, mut controls) = (Vec::new(), Vec::new(), Vec::new());
+        for (shard, (ends, control)) in
+            Ends::mesh(&homes, limits.mailbox_len_max).into_iter().enumerate()
+        {
+            let io = SimIo { net: Rc::clone(&net), shard, lent: Rc::new(Cell::new(0)) };
+            let counted = Arc::new(ShardMetrics::default());
+            shards.push(Some(Shard::new(
+                io,
+                listeners,
+                ends,
+                Arc::clone(&limits),
+                Arc::clone(&counted),
+                plan.shards,
+            )));
+            metrics.push(counted);
+            controls.push(control);
+        }
+        Self {
+            stalled_until: vec![Duration::ZERO; plan.shards],
+            net,
+            plan,
+            limits,
+            shards,
+            metrics,
+            controls,
+            peers: Vec::new(),
+            check: Checker::default(),
+            steps: 0,
+            ticks: 0,
+            calm: false,
+        }
+    }
+
+    fn mayhem(&mut self) {
+        let steps = self.plan.steps;
+        while self.steps < steps {
+            let present = self.peers.iter().filter(|peer| !peer.done).count();
+            if self.peers.len() < self.plan.peers
+                && present < self.plan.peers_at_once
+                && self.net.borrow_mut().chance(0.05)
+            {
+                let peer = Peer::new(self.peers.len(), &self.plan, &mut self.net.borrow_mut());
+                self.peers.push(peer);
+            }
+            if self.net.borrow_mut().chance(self.plan.shard_stalls) {
+                let mut net = self.net.borrow_mut();
+                let shard = net.rng.random_range(0..self.plan.shards);
+                let stall = Duration::from_millis(net.rng.random_range(1..100));
+                self.stalled_until[shard] = net.clock + stall;
+            }
+            self.step();
+        }
+    }
+
+    fn calm_down(&mut self) {
+        self.calm = true;
+        self.net.borrow_mut().note("calm", &[]);
+        self.peers.iter_mut().for_each(Peer::resume);
+        let start = self.net.borrow().clock;
+        let mut moved = 0;
+        while std::mem::replace(&mut moved, self.net.borrow().moved) != self.net.borrow().moved {
+            self.ticks = 0;
+            self.run_for(CALM);
+            let passed = self.net.borrow().clock - start;
+            assert!(passed < Duration::from_secs(120), "it never becomes quiet");
+        }
+        // Deadlines, and looking into the backlog now and then.
+        let ticks_max = 100 * self.plan.shards as u64;
+        assert!(self.ticks < ticks_max, "{} ticks although nothing moved", self.ticks);
+        self.peers.iter().for_each(Peer::check_quiet);
+        let peers = &self.peers;
+        self.check.check_complete(|peer| peers[peer].is_intact());
+        for (shard, running) in self.shards.iter().enumerate() {
+            let net = self.net.borrow();
+            let places = net.faults.descriptors_max > net.sockets(shard);
+            assert!(!places || net.backlog(shard) == 0, "shard {shard} does not accept");
+            let residue = running.as_ref().expect("running").residue();
+            let work = residue.owed + residue.active + residue.stalled + residue.links;
+            assert_eq!(work + residue.mail + residue.unflushed, 0, "shard {shard}: {residue:?}");
+            assert_eq!(residue.log_bytes_max, 0, "shard {shard} keeps what everybody has");
+        }
+    }
+
+    /// Everybody leaves, and later nothing of them is left.
+    fn depart(&mut self) {
+        self.net.borrow_mut().note("depart", &[]);
+        for _ in 0..8 {
+            for peer in &mut self.peers {
+                let mut net = self.net.borrow_mut();
+                let how =
+                    pick(&mut net, &[Departure::Close, Departure::HalfClose, Departure::Reset]);
+                peer.depart(how, &mut net, &mut self.check);
+            }
+            self.run_for(Duration::from_secs(2));
+        }
+        for peer in &self.peers {
+            assert!(peer.done, "not gone: {peer:?}");
+        }
+        for (shard, running) in self.shards.iter().enumerate() {
+            let running = running.as_ref().expect("running");
+            assert_eq!(running.residue(), Residue::default(), "shard {shard} has not let go");
+            let net = self.net.borrow();
+            assert_eq!((net.sockets(shard), net.armed(shard)), (0, 0), "shard {shard}");
+            assert!(net.waits_for_ever(shard), "shard {shard} does not rest");
+        }
+    }
+
+    /// The server ends in the middle of everything.
+    fn drain(&mut self) {
+        self.plan.draining = true;
+        self.net.borrow_mut().note("drain", &[]);
+        for shard in 0..self.plan.shards {
+            self.controls[shard].push(Control::Drain).expect("nothing was said before");
+            self.net.borrow_mut().wake(shard);
+            let steps = pick(&mut self.net.borrow_mut(), &[0, 0, 10, 100]);
+            for _ in 0..steps {
+                self.step();
+            }
+        }
+        let deadline = self.net.borrow().clock + self.limits.drain_timeout;
+        while self.shards.iter().any(Option::is_some) {
+            self.step();
+            let late = self.net.borrow().clock.saturating_sub(deadline);
+            assert!(late < Duration::from_millis(200), "the drain does not end");
+        }
+        let clock = self.net.borrow().clock;
+        // Whoever does not answer is cut after `close_timeout`, twice at most.
+        assert!(clock < deadline, "the drain took all the time it had");
+        self.run_for(Duration::from_secs(4));
+        for peer in self.peers.iter().filter(|peer| peer.is_eager()) {
+            assert!(peer.done, "not gone: {peer:?}");
+        }
+    }
+
+    fn run_for(&mut self, time: Duration) {
+        let end = self.net.borrow().clock + time;
+        let steps = self.steps;
+        while self.net.borrow().clock < end {
+            self.step_until(Some(end));
+            assert!(self.steps - steps < 1_000_000, "somebody is busy with nothing");
+        }
+    }
+
+    fn step(&mut self) {
+        self.step_until(None);
+    }
+
+    /// One thing happens: a shard's tick, a peer's step, or, if nobody has work, time passes.
+    fn step_until(&mut self, end: Option<Duration>) {
+        self.steps += 1;
+        let mut net = self.net.borrow_mut();
+        let passed = net.rng.random_range(0..=self.plan.step_max.as_nanos() as u64);
+        net.clock += Duration::from_nanos(passed);
+        net.refresh();
+        let spurious = net.faults.spurious;
+        if !self.calm && net.chance(spurious) {
+            let shard = net.rng.random_range(0..self.plan.shards);
+            net.wake(shard);
+        }
+        let due: Vec<usize> = (0..self.plan.shards)
+            .filter(|&shard| self.shards[shard].is_some())
+            .filter(|&shard| net.clock >= self.stalled_until[shard] && net.is_due(shard))
+            .collect();
+        let busy: Vec<usize> =
+            (0..self.peers.len()).filter(|&peer| self.peers[peer].has_work(&net)).collect();
+        if !self.calm && net.chance(self.plan.talk) && !self.peers.is_empty() {
+            // The young ones: most of the old are gone.
+            let from = self.peers.len().saturating_sub(2 * self.plan.peers_at_once);
+            let peer = net.rng.random_range(from..self.peers.len());
+            self.peers[peer].act(&self.plan, &mut net, &mut self.check);
+        }
+        if due.is_empty() && busy.is_empty() {
+            return jump(&mut net, &self.shards, &self.stalled_until, &self.peers, end);
+        }
+        let chosen = net.rng.random_range(0..due.len() + busy.len());
+        if let Some(&shard) = due.get(chosen) {
+            net.begin_tick(shard);
+            drop(net);
+            self.tick(shard);
+        } else {
+            let peer = &mut self.peers[busy[chosen - due.len()]];
+            peer.step(&self.plan, &mut net, &mut self.check);
+        }
+    }
+
+    fn tick(&mut self, shard: usize) {
+        self.ticks += 1;
+        let running = self.shards[shard].as_mut().expect("running");
+        if running.tick() == Status::Ended {
+            assert!(self.plan.draining, "shard {shard} ends without being told to");
+            self.plan.ended = true;
+            self.shards[shard] = None;
+            self.net.borrow_mut().end_shard(shard);
+        } else if self.steps.is_multiple_of(16) && !self.plan.roomy {
+            // What the slowest member may be behind, and what comes in before it is closed.
+            let bytes_max = 2 * self.limits.high_water_mark + 2 * SEGMENT_BYTES as u64;
+            let bytes = running.residue().log_bytes_max;
+            assert!(bytes <= bytes_max, "a log of {bytes} bytes on shard {shard}");
+        }
+    }
+}
+
+/// Nobody has work: time passes until somebody has, at most until `end`.
+fn jump(
+    net: &mut Net,
+    shards: &[Option<Shard<SimIo>>],
+    stalled_until: &[Duration],
+    peers: &[Peer],
+    end: Option<Duration>,
+) {
+    let running = (0..shards.len()).filter(|&shard| shards[shard].is_some());
+    let shards = running.filter_map(|shard| {
+        let next = if net.is_due(shard) { Some(net.clock) } else { net.next_time(shard) };
+        next.map(|next| next.max(stalled_until[shard]))
+    });
+    let peers = peers.iter().filter_map(|peer| peer.next_time(net));
+    let next = shards.chain(peers).min();
+    let later = net.clock + Duration::from_millis(5);
+    // Without an end, peers may still think of something to do.
+    let limit = end.unwrap_or(later);
+    net.clock = next.unwrap_or(limit).min(limit).max(net.clock);
+}
+
+impl Plan {
+    fn new(net: &mut Net) -> Self {
+        let roomy = net.chance(0.4);
+        let peers_at_once = pick(net, &[3, 8, 20, 40]);
+        Self {
+            shards: pick(net, &[1, 2, 2, 3, 4]),
+            rooms: pick(net, &[1, 2, 4]),
+            message_max: pick(net, &[300, 1000, 4000]),
+            rooms_per_connection_max: pick(net, &[1, 2, 4]),
+            handshake_timeout: Duration::from_secs(1),
+            close_timeout: Duration::from_millis(pick(net, &[400, 1000])),
+            peers: peers_at_once * pick(net, &[1, 2, 4]),
+            peers_at_once,
+            steps: pick(net, &[4_000, 8_000, 16_000]),
+            step_max: Duration::from_micros(pick(net, &[1, 20, 200])),
+            eager: pick(net, &[0.0, 0.5, 1.0]),
+            talk: pick(net, &[0.02, 0.1, 0.3]),
+            churn: pick(net, &[0.0, 0.01, 0.05]),
+            long_stalls: pick(net, &[0.0, 0.3]),
+            bursts: pick(net, &[0.0, 0.3]),
+            shard_stalls: pick(net, &[0.0, 0.001, 0.01]),
+            roomy,
+            crowded: net.chance(0.2),
+            rooms_scarce: net.chance(0.2),
+            partial_scarce: net.chance(0.15),
+            drains: net.chance(0.2),
+            draining: false,
+            ended: false,
+        }
+    }
+
+    fn limits(&self, net: &mut Net) -> Limits {
+        let high_water_mark = 2 * self.message_max as u64 + 600;
+        let scarce = |scarce: bool, few: usize| if scarce { few } else { 1_000_000 };
+        Limits {
+            handshake_timeout: self.handshake_timeout,
+            close_timeout: self.close_timeout,
+            message_timeout: Duration::from_secs(3600),
+            send_timeout: Duration::from_millis(pick(net, &[500, 1500])),
+            drain_timeout: Duration::from_secs(3),
+            handshake_bytes_max: 2048,
+            target_bytes_max: 256,
+            ws_message_bytes_max: self.message_max,
+            raw_message_bytes_max: self.message_max,
+            echo_message_bytes_max: self.message_max,
+            partial_bytes_max: scarce(self.partial_scarce, 2 * self.message_max) * 100,
+            rooms_per_connection_max: self.rooms_per_connection_max,
+            rooms_max: scarce(self.rooms_scarce, 2),
+            room_id_bytes_max: 64,
+            user_id_bytes_max: 64,
+            high_water_mark: if self.roomy {
+                1 << 40
+            } else {
+                high_water_mark * pick(net, &[1, 4, 16])
+            },
+            mailbox_len_max: pick(net, &[1, 2, 4, 16]),
+            echo: true,
+            connections_max: scarce(self.crowded, pick(net, &[4, 16])),
+            connections_per_shard_max: scarce(self.crowded, pick(net, &[2, 8])),
+        }
+    }
+
+    fn set_faults(&self, net: &mut Net, limits: &Limits) {
+        net.faults.short_send = pick(net, &[0.0, 0.05, 0.5]);
+        net.faults.spurious = pick(net, &[0.0, 0.0, 0.0005]);
+        net.faults.transient = pick(net, &[0.0, 0.02]);
+        net.faults.accept_fails = pick(net, &[0.0, 0.1]);
+        net.faults.accept_ends = pick(net, &[0.0, 0.2]);
+        net.faults.poll_delay_max = Duration::from_micros(pick(net, &[0, 100, 5000]));
+        net.faults.receives_max = pick(net, &[1, 3, 64]);
+        net.faults.receive_bytes_max = pick(net, &[16, 256, 4096, 16_384]);
+        if self.crowded {
+            net.faults.descriptors_max = limits.connections_per_shard_max + pick(net, &[0, 2, 100]);
+        }
+    }
+}
+
+/// When nothing has moved for so long, nothing will.
+const CALM: Duration = Duration::from_secs(2);
