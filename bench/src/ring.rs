@@ -1,0 +1,491 @@
+//! The ring of one generator thread, and the few system calls no safe crate makes.
+//!
+//! Owns the ring and all memory the kernel may touch: receive buffers are lent out of a pool,
+//! bytes to send are moved in, and both come back with their completion. Sends and receives are
+//! `MSG_DONTWAIT`, so they finish inside the enter that submits them; only polls stay armed, and
+//! those name no memory. An idle connection therefore costs one armed poll in the kernel and
+//! nothing here.
+//!
+//! - Readable is a multishot poll: edge-triggered, so the caller receives until a short read.
+//! - `MSG_WAITALL` makes the kernel try the whole send before it reports a short one.
+//! - A thread takes a private descriptor table first: `RLIMIT_NOFILE` counts per table.
+//!
+//! Never: interprets bytes, knows connections (a slot is a number that comes back). This is the
+//! only file of the generator with unsafe code.
+//!
+//! Sources: io_uring_enter(2), io_uring_setup(2), close_range(2), ip(7).
+#![allow(unsafe_code, reason = "the one file that talks to the kernel directly")]
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use io_uring::types::{Fd, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+
+/// Bytes one receive may bring.
+pub const RECEIVE_BYTES_MAX: usize = 16 * 1024;
+/// Receives in one enter: enough to spread its cost, few enough that one time stamp fits them all.
+pub const RECEIVES_MAX: usize = 64;
+
+/// Submission queue entries; a burst beyond it enters once more.
+const SUBMISSIONS: u32 = 512;
+/// Completion queue entries. A private table holds at most 20,000 sockets on the hosts we know,
+/// and one broadcast makes them all readable; beyond it the kernel keeps the rest.
+const COMPLETIONS: u32 = 32 * 1024;
+/// Completions after which an enter runs no more deferred task work.
+const COMPLETIONS_PER_ENTER: usize = 1024;
+
+/// What the kernel says, per slot.
+#[derive(Debug)]
+pub enum Completion {
+    /// Something can be received (or the peer is gone). `armed` says whether the poll goes on.
+    Readable {
+        /// The watched slot.
+        slot: u32,
+        /// False: call [`Ring::watch`] again to hear more.
+        armed: bool,
+    },
+    /// Output fits again, or a connect has finished.
+    Writable {
+        /// The watched slot.
+        slot: u32,
+    },
+    /// A receive is done. Hand the buffer back with [`Ring::give_back`].
+    Received {
+        /// The slot it was for.
+        slot: u32,
+        /// Bytes at the start of `buffer`; 0 at the end of the stream; or an errno.
+        result: Result<usize, i32>,
+        /// The buffer that was lent.
+        buffer: Box<[u8]>,
+    },
+    /// A send is done.
+    Sent {
+        /// The slot it was for.
+        slot: u32,
+        /// Bytes taken (0 when the socket is full), or an errno.
+        result: Result<usize, i32>,
+        /// The bytes that were moved in.
+        bytes: Vec<u8>,
+    },
+    /// Another thread rang the bell.
+    Bell,
+}
+
+/// Wakes a thread that waits in [`Ring::enter`]. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct Bell {
+    file: Arc<File>,
+}
+
+impl Bell {
+    /// Makes a bell.
+    ///
+    /// # Errors
+    /// What eventfd(2) says: `EMFILE`.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: eventfd(2) touches no memory of ours.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just given us this descriptor; nobody else knows it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Self { file: Arc::new(File::from(fd)) })
+    }
+
+    /// Its descriptor: a private table must keep it.
+    #[must_use]
+    pub fn descriptor(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    /// Wakes whoever waits on it.
+    pub fn ring(&self) {
+        // A non-blocking eventfd refuses only when its counter is full: then it has rung already.
+        let _ = (&*self.file).write(&1_u64.to_ne_bytes());
+    }
+}
+
+/// See the module documentation.
+pub struct Ring {
+    ring: IoUring,
+    bell: Bell,
+    free: Vec<Box<[u8]>>,
+    /// Buffers the kernel receives into and bytes it sends from, by the index in the user data;
+    /// emptied only by the completion.
+    receiving: InFlight<Box<[u8]>>,
+    sending: InFlight<Vec<u8>>,
+    /// Completions taken out to make room while submitting.
+    overflow: Vec<cqueue::Entry>,
+}
+
+/// What a completion belongs to: the upper byte of its user data.
+mod kind {
+    pub(super) const READABLE: u8 = 1;
+    pub(super) const WRITABLE: u8 = 2;
+    pub(super) const RECEIVE: u8 = 3;
+    pub(super) const SEND: u8 = 4;
+    pub(super) const UNWATCH: u8 = 5;
+    pub(super) const BELL: u8 = 6;
+}
+
+impl Ring {
+    /// Sets up the ring of the calling thread, which alone may use it, woken by `bell`.
+    ///
+    /// # Errors
+    /// What io_uring_setup(2) says: `EPERM` in a sandbox, `EINVAL` before Linux 6.1.
+    pub fn new(bell: Bell) -> io::Result<Self> {
+        let ring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_submit_all()
+            .setup_cqsize(COMPLETIONS)
+            .dontfork()
+            .build(SUBMISSIONS)?;
+        let mut ring = Self {
+            ring,
+            bell,
+            free: Vec::new(),
+            receiving: InFlight::default(),
+            sending: InFlight::default(),
+            overflow: Vec::new(),
+        };
+        ring.watch_bell();
+        Ok(ring)
+    }
+
+    /// Reports every time `socket` becomes readable, until [`unwatch`](Self::unwatch).
+    pub fn watch(&mut self, socket: RawFd, slot: u32) {
+        let events = (libc::POLLIN | libc::POLLRDHUP) as u32;
+        let poll = opcode::PollAdd::new(Fd(socket), events).multi(true).build();
+        self.push(poll.user_data(user_data(kind::READABLE, slot)));
+    }
+
+    /// Ends [`watch`](Self::watch): without it a closed socket would live on in the armed poll.
+    pub fn unwatch(&mut self, slot: u32) {
+        let remove = opcode::PollRemove::new(user_data(kind::READABLE, slot)).build();
+        let remove = remove.flags(squeue::Flags::SKIP_SUCCESS);
+        self.push(remove.user_data(user_data(kind::UNWATCH, slot)));
+    }
+
+    /// Reports once that `socket` is writable.
+    pub fn watch_writable(&mut self, socket: RawFd, slot: u32) {
+        let poll = opcode::PollAdd::new(Fd(socket), libc::POLLOUT as u32).build();
+        self.push(poll.user_data(user_data(kind::WRITABLE, slot)));
+    }
+
+    /// How many more receives this enter may carry.
+    #[must_use]
+    pub fn receives_left(&self) -> usize {
+        RECEIVES_MAX - self.receiving.len()
+    }
+
+    /// Receives up to [`RECEIVE_BYTES_MAX`] bytes that are there already.
+    pub fn receive(&mut self, socket: RawFd, slot: u32) {
+        let mut buffer =
+            self.free.pop().unwrap_or_else(|| vec![0; RECEIVE_BYTES_MAX].into_boxed_slice());
+        let receive = opcode::Recv::new(Fd(socket), buffer.as_mut_ptr(), buffer.len() as u32)
+            .flags(libc::MSG_DONTWAIT)
+            .build();
+        let index = self.receiving.insert(slot, buffer);
+        self.push(receive.user_data(user_data(kind::RECEIVE, index)));
+    }
+
+    /// Takes a receive buffer back into the pool.
+    pub fn give_back(&mut self, buffer: Box<[u8]>) {
+        self.free.push(buffer);
+    }
+
+    /// Sends as much of `bytes` as the socket takes now. One send per slot at a time: a second
+    /// one would follow a short first one and corrupt the stream.
+    pub fn send(&mut self, socket: RawFd, slot: u32, bytes: Vec<u8>) {
+        let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX >> 1);
+        let flags = libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+        let send = opcode::Send::new(Fd(socket), bytes.as_ptr(), len).flags(flags).build();
+        let index = self.sending.insert(slot, bytes);
+        self.push(send.user_data(user_data(kind::SEND, index)));
+    }
+
+    /// Submits everything and, unless completions are there already, waits for one or for
+    /// `wait` to pass.
+    ///
+    /// # Errors
+    /// What io_uring_enter(2) says beyond interruptions and lack of room, which are dealt with.
+    pub fn enter(&mut self, wait: Duration) -> io::Result<()> {
+        let nothing_yet = self.overflow.is_empty() && self.ring.completion().is_empty();
+        let result = if nothing_yet && !wait.is_zero() {
+            let timeout = Timespec::from(wait);
+            self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timeout))
+        } else {
+            self.ring.submit()
+        };
+        self.check(result)?;
+        self.submit_staged()?;
+        self.run_deferred()
+    }
+
+    /// The next completion, if there is one.
+    pub fn reap(&mut self) -> Option<Completion> {
+        loop {
+            let entry = self.overflow.pop().or_else(|| self.ring.completion().next())?;
+            if let Some(completion) = self.translate(&entry) {
+                return Some(completion);
+            }
+        }
+    }
+
+    fn watch_bell(&mut self) {
+        // Multishot polls are edge-triggered: nobody needs to read the counter back to zero.
+        let poll = opcode::PollAdd::new(Fd(self.bell.descriptor()), libc::POLLIN as u32);
+        self.push(poll.multi(true).build().user_data(user_data(kind::BELL, 0)));
+    }
+
+    fn push(&mut self, entry: squeue::Entry) {
+        if self.ring.submission().is_full() {
+            // What is wrong with the ring now is still wrong in the next `enter`, which says so.
+            let _ = self.submit_staged();
+        }
+        // SAFETY: the descriptor is a plain number (a stale one fails with EBADF); the memory is
+        // owned by `receiving` or `sending` until the completion; other entries name none.
+        // Boxed memory does not move when its box does.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        pushed.expect("submit_staged leaves the queue empty, or the ring is beyond help");
+    }
+
+    fn submit_staged(&mut self) -> io::Result<()> {
+        while !self.ring.submission().is_empty() {
+            let result = self.ring.submit();
+            self.check(result)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the kernel run deferred work as long as that brings completions: it runs some twenty
+    /// items per enter, and its flag may stay up when nothing is left (seen on 6.18).
+    fn run_deferred(&mut self) -> io::Result<()> {
+        let mut before = 0;
+        loop {
+            let len = self.ring.completion().len();
+            if len <= before || len >= COMPLETIONS_PER_ENTER || !self.ring.submission().taskrun() {
+                return Ok(());
+            }
+            before = len;
+            let result = self.ring.submit();
+            self.check(result)?;
+        }
+    }
+
+    fn check(&mut self, result: io::Result<usize>) -> io::Result<()> {
+        let Err(error) = result else { return Ok(()) };
+        match error.raw_os_error() {
+            Some(libc::EINTR | libc::ETIME) => Ok(()),
+            // The kernel wants completions taken out, or memory: take them and try again.
+            Some(libc::EBUSY | libc::EAGAIN | libc::ENOMEM) => {
+                let taken: Vec<_> = self.ring.completion().collect();
+                // Popped from the end, so the oldest goes last.
+                self.overflow.splice(0..0, taken.into_iter().rev());
+                Ok(())
+            }
+            _ => Err(error),
+        }
+    }
+
+    fn translate(&mut self, entry: &cqueue::Entry) -> Option<Completion> {
+        let (kind, number) = ((entry.user_data() >> 56) as u8, entry.user_data() as u32);
+        let result = match entry.result() {
+            result if result < 0 => Err(-result),
+            result => Ok(result.cast_unsigned() as usize),
+        };
+        let armed = cqueue::more(entry.flags());
+        match kind {
+            kind::READABLE => match result {
+                Err(libc::ECANCELED) => None,
+                _ => Some(Completion::Readable { slot: number, armed }),
+            },
+            kind::WRITABLE => Some(Completion::Writable { slot: number }),
+            kind::RECEIVE => {
+                let (slot, buffer) = self.receiving.remove(number);
+                Some(Completion::Received { slot, result, buffer })
+            }
+            kind::SEND => {
+                let (slot, bytes) = self.sending.remove(number);
+                let result = match result {
+                    Err(libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM) => Ok(0),
+                    other => other,
+                };
+                Some(Completion::Sent { slot, result, bytes })
+            }
+            kind::BELL => {
+                if !armed {
+                    self.watch_bell();
+                }
+                Some(Completion::Bell)
+            }
+            // The poll was gone already.
+            kind::UNWATCH => None,
+            _ => unreachable!("every entry carries one of our kinds"),
+        }
+    }
+}
+
+/// Memory in the kernel's hands, by a dense index.
+#[derive(Debug)]
+struct InFlight<T> {
+    places: Vec<Option<(u32, T)>>,
+    free: Vec<u32>,
+}
+
+impl<T> Default for InFlight<T> {
+    fn default() -> Self {
+        Self { places: Vec::new(), free: Vec::new() }
+    }
+}
+
+impl<T> InFlight<T> {
+    fn len(&self) -> usize {
+        self.places.len() - self.free.len()
+    }
+
+    fn insert(&mut self, slot: u32, memory: T) -> u32 {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.places.push(None);
+            self.places.len() as u32 - 1
+        });
+        self.places[index as usize] = Some((slot, memory));
+        index
+    }
+
+    fn remove(&mut self, index: u32) -> (u32, T) {
+        self.free.push(index);
+        self.places[index as usize].take().expect("one completion per operation")
+    }
+}
+
+const fn user_data(kind: u8, number: u32) -> u64 {
+    (kind as u64) << 56 | number as u64
+}
+
+/// Gives the calling thread a descriptor table of its own that holds the standard streams and
+/// `keep` under its number, and nothing else.
+///
+/// # Errors
+/// What close_range(2) says; `EPERM` where a sandbox forbids it.
+pub fn take_private_descriptor_table(keep: RawFd) -> io::Result<()> {
+    let keep = keep.cast_unsigned();
+    // The first call also unshares the table; an empty range (MAX..=MAX) does just that.
+    close_range(u32::MAX, u32::MAX, libc::CLOSE_RANGE_UNSHARE)?;
+    if keep > 3 {
+        close_range(3, keep - 1, 0)?;
+    }
+    close_range(keep.max(2) + 1, u32::MAX, 0)
+}
+
+fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
+    // SAFETY: close_range touches no memory of ours. The descriptors it closes are those of this
+    // thread's private table: `take_private_descriptor_table` unshares before it closes.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Lets `connect` choose the port, when it knows the whole address pair, instead of `bind`: one
+/// source address then serves as many connections as it has ports *per target*, and the search
+/// stays short (ip(7), `IP_BIND_ADDRESS_NO_PORT`). Works for IPv6 sockets, too.
+///
+/// # Errors
+/// What setsockopt(2) says.
+pub fn choose_port_at_connect(socket: RawFd) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the option value is a live c_int and its length is given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket,
+            libc::IPPROTO_IP,
+            libc::IP_BIND_ADDRESS_NO_PORT,
+            (&raw const on).cast(),
+            size_of_val(&on) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Makes this thread's timeouts as exact as the hardware allows: the default slack of 50 us would
+/// be a lateness of every open-loop send (prctl(2), `PR_SET_TIMERSLACK`).
+pub fn set_exact_timers() {
+    // SAFETY: this prctl takes a number and touches no memory. It cannot fail for slack 1.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1_u64) };
+}
+
+/// Blocks all signals on the calling thread: the handlers write to descriptors that a private
+/// table does not have.
+pub fn block_signals() {
+    let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigfillset(3) only writes the set it is given.
+    unsafe { libc::sigfillset(all.as_mut_ptr()) };
+    // SAFETY: `all` was initialised above; the old mask is not asked for.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), std::ptr::null_mut()) };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn next(ring: &mut Ring) -> Completion {
+        loop {
+            if let Some(completion) = ring.reap() {
+                return completion;
+            }
+            ring.enter(Duration::from_secs(5)).expect("enter");
+        }
+    }
+
+    #[test]
+    fn memory_comes_back_with_its_completion() {
+        let mut ring = Ring::new(Bell::new().expect("bell")).expect("ring");
+        let (ours, mut theirs) = UnixStream::pair().expect("pair");
+        ring.watch(ours.as_raw_fd(), 7);
+        ring.send(ours.as_raw_fd(), 7, b"ping".to_vec());
+        let Completion::Sent { slot: 7, result: Ok(4), bytes } = next(&mut ring) else {
+            panic!("the send comes first")
+        };
+        assert_eq!(bytes, b"ping");
+        let mut read = [0; 4];
+        theirs.read_exact(&mut read).expect("read");
+        theirs.write_all(b"pong!").expect("write");
+        assert!(matches!(next(&mut ring), Completion::Readable { slot: 7, armed: true }));
+        ring.receive(ours.as_raw_fd(), 7);
+        let Completion::Received { result: Ok(5), buffer, .. } = next(&mut ring) else {
+            panic!("five bytes are there")
+        };
+        assert_eq!(&buffer[..5], b"pong!");
+        ring.give_back(buffer);
+        assert_eq!(ring.receives_left(), RECEIVES_MAX);
+    }
+
+    #[test]
+    fn a_bell_rings_more_than_once_and_an_unwatched_socket_closes() {
+        let bell = Bell::new().expect("bell");
+        let mut ring = Ring::new(bell.clone()).expect("ring");
+        for _ in 0..3 {
+            bell.ring();
+            assert!(matches!(next(&mut ring), Completion::Bell));
+        }
+        let (ours, mut theirs) = UnixStream::pair().expect("pair");
+        ring.watch(ours.as_raw_fd(), 1);
+        ring.enter(Duration::ZERO).expect("enter");
+        ring.unwatch(1);
+        drop(ours);
+        ring.enter(Duration::ZERO).expect("enter");
+        // The poll lets go of its socket in deferred work, which the next wait runs.
+        ring.enter(Duration::from_millis(1)).expect("enter");
+        theirs.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
+        assert_eq!(theirs.read(&mut [0]).expect("the end, not a timeout"), 0);
+    }
+}
