@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# The Autobahn test cases, sections 1 to 10, against /echo of the real server.
+#
+# usage: scripts/conformance.sh            runs and compares with results/conformance.json
+#        scripts/conformance.sh --update   runs and writes results/conformance.json
+#
+# Fails when a case is not OK (NON-STRICT is not OK; three cases are informational by design), when
+# one is missing, or when anything differs from the committed results. Case by case reports with
+# wire logs: target/conformance/reports/index.html. Takes half a minute.
+#
+# FANWIRE_BIN   the binary to test (default: built here with cargo build --release)
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
+
+update=()
+case ${1-} in
+  '') ;;
+  --update) update=(--update) ;;
+  -h | --help) usage; exit 0 ;;
+  *) usage >&2; exit 2 ;;
+esac
+cd "$root"
+
+kosoku=0.1.0 # runs Autobahn's own case files on Python 3
+work=$target/conformance
+venv=$work/venv
+mkdir -p "$work"
+if [[ $(cat "$venv/kosoku-version" 2>/dev/null) != "$kosoku" ]]; then
+  rm -rf "$venv"
+  python3 -m venv "$venv" || die 'python3 cannot make a virtual environment (Debian: apt install python3-venv)'
+  "$venv/bin/pip" install --quiet --disable-pip-version-check "kosoku==$kosoku"
+  echo "$kosoku" >"$venv/kosoku-version"
+fi
+
+binary=${FANWIRE_BIN-}
+if [[ -z $binary ]]; then
+  cargo build --locked --release
+  binary=$target/release/fanwire
+fi
+
+port=$("$venv/bin/python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+
+# The run states every setting itself; a FANWIRE_ variable of the caller must change none.
+for variable in "${!FANWIRE_@}"; do unset "$variable"; done
+
+"$binary" serve --listen "127.0.0.1:$port" --admin off --shards 2 --echo 2>"$work/server.log" &
+server=$!
+trap 'kill "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true' EXIT
+for ((i = 0; ; i++)); do
+  (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break
+  if ((i == 100)) || ! kill -0 "$server" 2>/dev/null; then
+    cat "$work/server.log" >&2
+    die 'the server does not start'
+  fi
+  sleep 0.1
+done
+
+# Sections 12 and 13 are about compression (8 and 11 are empty). The runner takes NON-STRICT for a
+# pass; the verdict that counts is made from its report.
+rm -rf "$work/reports"
+"$venv/bin/kosoku" --exclude '12.*' --exclude '13.*' --outdir "$work/reports" "ws://127.0.0.1:$port/echo" >"$work/runner.log" 2>&1 ||
+  tail -n 20 "$work/runner.log" >&2 # it ends with 1 when a case failed: the report tells which
+kill -0 "$server" 2>/dev/null || { cat "$work/server.log" >&2; die 'the server died'; }
+
+[[ -f $work/reports/index.json ]] || die "the runner left no report, see $work/runner.log"
+
+"$venv/bin/python" scripts/conformance.py "${update[@]}" "$work/reports/index.json" results/conformance.json

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Everything that CI runs, after installing what it needs.
+#
+# usage: scripts/test.sh
+#
+# Format, lints and documentation (scripts/check.sh), unit, property, simulation and end-to-end
+# tests (cargo test), the Autobahn cases (scripts/conformance.sh) and the chat page in headless
+# Chromium (tests/browser). Stops at the first failure. On Debian and its kin it installs Chromium,
+# Node.js and Python's venv where they are missing, as root or through sudo; elsewhere install them
+# first. Rust is expected to be there.
+#
+# FANWIRE_CHROMIUM      the browser (default /usr/bin/chromium)
+# FANWIRE_SCREENSHOTS   a directory where the browser tests leave their screenshots
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
+
+case ${1-} in
+  '') ;;
+  -h | --help) usage; exit 0 ;;
+  *) usage >&2; exit 2 ;;
+esac
+cd "$root"
+SECONDS=0
+
+section 'What the tests need'
+command -v cargo >/dev/null || die 'cargo is missing: install Rust 1.88 or newer first'
+packages=()
+command -v cc >/dev/null || packages+=(gcc libc6-dev)
+[[ -x ${FANWIRE_CHROMIUM:-/usr/bin/chromium} ]] || packages+=(chromium)
+command -v npm >/dev/null || packages+=(nodejs npm)
+python3 -c 'import venv, ensurepip' 2>/dev/null || packages+=(python3 python3-venv)
+if ((${#packages[@]})); then
+  command -v apt-get >/dev/null || die "please install: ${packages[*]}"
+  as_root apt-get update -qq
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+fi
+node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)' || die "Node.js 20 or newer is needed, this is $(node --version)"
+(cd tests/browser && npm ci --ignore-scripts --no-audit --no-fund)
+
+scripts/check.sh
+
+section 'Build'
+cargo build --locked --release
+export FANWIRE_BIN=$target/release/fanwire
+
+section 'Unit, property, simulation and end-to-end tests'
+# In the dev profile: with debug assertions and overflow checks, and sooner built than ten test
+# binaries with link-time optimisation. Without our own variables: each test states its settings.
+env -u FANWIRE_BIN -u FANWIRE_CHROMIUM -u FANWIRE_SCREENSHOTS cargo test --locked --workspace
+
+section 'Autobahn cases'
+scripts/conformance.sh
+
+section 'The chat page in Chromium'
+(cd tests/browser && node --test --test-reporter=spec)
+
+section "All passed in $((SECONDS / 60)) min $((SECONDS % 60)) s"
