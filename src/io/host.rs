@@ -16,7 +16,9 @@ use std::net::SocketAddr;
 
 use core_affinity::CoreId;
 use io_uring::{IoUring, squeue};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::Socket;
+
+use super::socket;
 
 /// Checks that the kernel is 6.1 or newer and lets this process use io_uring as the shards do.
 ///
@@ -183,18 +185,7 @@ pub fn listen(address: SocketAddr, backlog: i32) -> Result<std::net::TcpListener
 }
 
 fn bind(address: SocketAddr) -> Result<Socket, ListenError> {
-    let bind = || {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        // Connections of an earlier run in TIME_WAIT do not hold the address.
-        socket.set_reuse_address(true)?;
-        if address.is_ipv6() {
-            // [::]:80 and 0.0.0.0:80 are two addresses, whatever net.ipv6.bindv6only says.
-            socket.set_only_v6(true)?;
-        }
-        socket.bind(&address.into())?;
-        Ok(socket)
-    };
-    bind().map_err(|error| ListenError::new(address, error))
+    socket::bind(address, false).map_err(|error| ListenError::new(address, error))
 }
 
 fn local(socket: &Socket, address: SocketAddr) -> Result<SocketAddr, ListenError> {

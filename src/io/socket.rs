@@ -20,14 +20,25 @@ const BACKLOG: i32 = 65_535;
 /// # Errors
 /// Whatever socket(2), bind(2) or listen(2) say.
 pub fn listen(address: SocketAddr) -> io::Result<Socket> {
+    let socket = bind(address, true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+/// Binds `address`; with `reuse_port` others that say so, too, may share it.
+///
+/// # Errors
+/// Whatever socket(2) or bind(2) say.
+pub(super) fn bind(address: SocketAddr, reuse_port: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // Connections of an earlier run in TIME_WAIT do not hold the address.
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
+    socket.set_reuse_port(reuse_port)?;
     if address.is_ipv6() {
+        // [::]:80 and 0.0.0.0:80 are two addresses, whatever net.ipv6.bindv6only says.
         socket.set_only_v6(true)?;
     }
-    socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
     Ok(socket)
 }

@@ -7,8 +7,8 @@
 //!
 //! - A full send completes without a word (`IOSQE_CQE_SKIP_SUCCESS`); `MSG_WAITALL` makes a short
 //!   one say how much it took. Without it a short send would be silent and corrupt the stream.
-//! - Deferred task work (`IORING_SETUP_DEFER_TASKRUN`) runs some twenty items per enter; as long
-//!   as the ring says that more is pending and the batch is small, we enter again.
+//! - Deferred task work (`IORING_SETUP_DEFER_TASKRUN`) runs some twenty items per enter; we
+//!   enter again as long as more is pending, that brings completions, and the batch is small.
 //! - The completion queue is far larger than what one tick can post (bounded sends, bounded
 //!   receives, bounded re-entry), so it does not overflow; if it did, the kernel keeps the
 //!   rest (`IORING_FEAT_NODROP`) and the next enter brings it.

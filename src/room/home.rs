@@ -151,9 +151,7 @@ impl HomeTable {
         let home = self.rooms.get_mut(key).expect("a subscriber keeps the room alive");
         home.subscribers.retain(|subscriber| subscriber.shard != shard);
         home.trim();
-        let (was, is) = (home.congested, home.backlog_bytes > self.backlog_bytes_max);
-        home.congested = is;
-        self.congested = self.congested + usize::from(is) - usize::from(was);
+        home.count_congestion(self.backlog_bytes_max, &mut self.congested);
         if home.subscribers.is_empty() {
             let home = self.rooms.remove(key).expect("it was there");
             self.by_name.remove(&home.name);
@@ -208,9 +206,7 @@ impl HomeTable {
                 continue;
             };
             home.flush(&mut send);
-            let (was, is) = (home.congested, home.backlog_bytes > self.backlog_bytes_max);
-            home.congested = is;
-            self.congested = self.congested + usize::from(is) - usize::from(was);
+            home.count_congestion(self.backlog_bytes_max, &mut self.congested);
             home.unflushed = !home.backlog.is_empty();
             if home.unflushed {
                 waiting.push(key);
@@ -268,6 +264,13 @@ impl Home {
             }
         }
         self.trim();
+    }
+
+    /// Brings `congested`, the number of congested rooms, up to date with this one.
+    fn count_congestion(&mut self, backlog_bytes_max: u64, congested: &mut usize) {
+        let is = self.backlog_bytes > backlog_bytes_max;
+        let was = std::mem::replace(&mut self.congested, is);
+        *congested = *congested + usize::from(is) - usize::from(was);
     }
 
     /// Forgets what every subscriber has got.

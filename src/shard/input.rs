@@ -25,7 +25,7 @@ use crate::slab::Key;
 /// What to do with a good request.
 enum Answer {
     Page { with_body: bool },
-    Upgrade { route: Endpoint, room: Option<Box<str>>, accept: Accept },
+    Upgrade { endpoint: Endpoint, room: Option<Box<str>>, accept: Accept },
 }
 
 impl<I: Io> Shard<I> {
@@ -250,8 +250,8 @@ impl<I: Io> Shard<I> {
         match answer {
             Err((method, error)) => self.refuse_method(key, method, error),
             Ok((Answer::Page { with_body }, _)) => self.send_page(key, with_body),
-            Ok((Answer::Upgrade { route, room, accept }, consumed)) => {
-                self.upgrade(key, route, room, accept);
+            Ok((Answer::Upgrade { endpoint, room, accept }, consumed)) => {
+                self.upgrade(key, endpoint, room, accept);
                 self.handle_input(key, &mut head[consumed..]);
             }
         }
@@ -273,7 +273,7 @@ impl<I: Io> Shard<I> {
             _ => None,
         };
         let accept = Accept { key: upgrade.accept, subprotocol };
-        Ok(Answer::Upgrade { route: endpoint, room: room.map(Into::into), accept })
+        Ok(Answer::Upgrade { endpoint, room: room.map(Into::into), accept })
     }
 
     fn send_page(&mut self, key: Key, with_body: bool) {

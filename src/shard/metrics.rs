@@ -49,6 +49,4 @@ pub struct ShardMetrics {
     pub sends_short: Counter,
     /// Connections closed because they did not keep up.
     pub slow_consumers: Counter,
-    /// Rooms with members here.
-    pub rooms: Counter,
 }

@@ -222,7 +222,6 @@ impl<I: Io> Shard<I> {
         ends: Ends,
         limits: Arc<Limits>,
         metrics: Arc<ShardMetrics>,
-        shards: usize,
     ) -> Self {
         (0..listeners).for_each(|listener| io.submit(Operation::Accept { listener }));
         Self {
@@ -242,7 +241,7 @@ impl<I: Io> Shard<I> {
             active: VecDeque::new(),
             stalled: Vec::new(),
             links: VecDeque::new(),
-            rung: vec![false; shards],
+            rung: vec![false; ends.homes.shards()],
             congested: false,
             listeners,
             accept_again: None,
@@ -278,7 +277,6 @@ impl<I: Io> Shard<I> {
         self.stage_receives();
         self.wake_others();
         self.metrics.connections.set(self.connections.len() as u64);
-        self.metrics.rooms.set(self.rooms.len() as u64);
 
         if self.has_drained(now) {
             self.io.enter(Wait::No);

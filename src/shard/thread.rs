@@ -132,7 +132,6 @@ impl Shards {
             let counted = Arc::new(ShardMetrics::default());
             let seat = Seat {
                 index,
-                shards,
                 cpu: cpus[index % cpus.len()],
                 listen: listen.clone(),
                 limits: Arc::clone(&limits),
@@ -191,6 +190,8 @@ impl Shards {
             refused = total(|m| m.refused.value()),
             messages = total(|m| m.messages.value()),
             published = total(|m| m.published.value()),
+            sends = total(|m| m.sends.value()),
+            sends_short = total(|m| m.sends_short.value()),
             slow_consumers = total(|m| m.slow_consumers.value()),
             cut = total(|m| m.connections.value()),
             "drained"
@@ -215,7 +216,6 @@ impl Drop for SayEnded {
 /// Where one shard sits and what it is given.
 struct Seat {
     index: usize,
-    shards: usize,
     cpu: usize,
     listen: Vec<SocketAddr>,
     limits: Arc<Limits>,
@@ -229,8 +229,8 @@ impl Seat {
             Ok(uring) => uring,
             Err(error) => return drop(started.send(Err(error))),
         };
-        let Self { listen, limits, metrics, shards, .. } = self;
-        let mut shard = Shard::new(uring, listen.len(), ends, limits, metrics, shards);
+        let Self { listen, limits, metrics, .. } = self;
+        let mut shard = Shard::new(uring, listen.len(), ends, limits, metrics);
         // Nobody listens when another shard has failed to start: then the drain comes soon.
         let _ = started.send(Ok(()));
         while shard.tick() == Status::Running {}

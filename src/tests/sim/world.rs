@@ -140,7 +140,6 @@ impl World {
                 ends,
                 Arc::clone(&limits),
                 Arc::clone(&counted),
-                plan.shards,
             )));
             metrics.push(counted);
             controls.push(control);
