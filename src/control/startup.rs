@@ -69,7 +69,7 @@ impl Startup {
         if limits.connections_max < shards.saturating_mul(limits.connections_per_shard_max) {
             return "connections_max".into();
         }
-        let for_a_million = MILLION.div_ceil(limits.connections_per_shard_max);
+        let for_a_million = host::shards_for(MILLION, limits.connections_per_shard_max);
         let more_shards = if (shards + 1..=SHARDS_MAX).contains(&for_a_million) {
             format!("; --shards {for_a_million} would hold a million")
         } else {

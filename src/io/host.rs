@@ -106,6 +106,18 @@ pub fn connections_per_shard(
 /// that is answered 503 and closed).
 const DESCRIPTORS_RESERVED: usize = 64;
 
+/// How many shards hold `connections`, if each has descriptors for `per_shard` of them (at least
+/// one).
+///
+/// More than the quotient: SO_REUSEPORT deals connections to shards by hash, so their numbers
+/// scatter like any random deal's, by the square root of their mean, and a full shard refuses
+/// although others have room. Five such deviations are kept free.
+#[must_use]
+pub fn shards_for(connections: usize, per_shard: usize) -> usize {
+    let usable = per_shard.saturating_sub(5 * per_shard.isqrt()).max(1);
+    connections.div_ceil(usable)
+}
+
 /// The CPUs this process may run on, in rising order; at least one.
 ///
 /// # Errors

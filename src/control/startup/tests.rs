@@ -21,7 +21,7 @@ fn the_announcement_says_where_and_how_many() {
     let startup = startup("--listen 0.0.0.0:80 --listen [::]:80", 4);
     let expected = "listening on 0.0.0.0:80, [::]:80; admin on http://127.0.0.1:8081/; 4 shards on \
                     CPU 0-2,8; holds up to 79740 connections, limited by RLIMIT_NOFILE 20000 per \
-                    shard (raise it with ulimit -n or systemd's LimitNOFILE; --shards 51 would \
+                    shard (raise it with ulimit -n or systemd's LimitNOFILE; --shards 53 would \
                     hold a million); page http://127.0.0.1:80/; ready";
     let admin = "127.0.0.1:8081".parse().unwrap();
     assert_eq!(startup.announcement(Some(admin)), expected);
@@ -38,8 +38,8 @@ fn the_announcement_names_what_limits() {
     check("--connections-max 999", 1, "1 shard on CPU");
     check("--connections-max 999", 4, "up to 999 connections, limited by connections_max;");
     // Nothing more to wish for.
-    check("", 51, "up to 1016685 connections, limited by RLIMIT_NOFILE 20000 per shard (raise");
-    check("", 51, "LimitNOFILE); page");
+    check("", 53, "up to 1056555 connections, limited by RLIMIT_NOFILE 20000 per shard (raise");
+    check("", 53, "LimitNOFILE); page");
 }
 
 #[test]

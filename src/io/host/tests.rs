@@ -66,6 +66,22 @@ fn descriptor_budget() {
 }
 
 #[test]
+fn more_shards_than_the_quotient_because_the_deal_is_random() {
+    assert_eq!(shards_for(1_000_000, 19_933), 53);
+    assert_eq!(shards_for(0, 19_933), 0);
+    assert_eq!(shards_for(1000, 1), 1000);
+    // A random deal of a million over that many never fills one: the fullest has room left.
+    let (shards, limit) = (53, 19_933);
+    let mut held = vec![0; shards];
+    let mut random = 1_u64;
+    for _ in 0..1_000_000 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        held[(random >> 33) as usize % shards] += 1;
+    }
+    assert!(held.iter().all(|&held| held <= limit), "{held:?}");
+}
+
+#[test]
 fn kernel_cpu_lists() {
     for (cpu, list, expected) in [
         (0, "0-1", true),
