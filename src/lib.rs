@@ -20,7 +20,7 @@
 //! | Module       | What it is                                                       | IO?       |
 //! |--------------|------------------------------------------------------------------|-----------|
 //! | [`config`]   | every setting, declared once; `Limits` for the data plane        | no        |
-//! | [`control`]  | one thread: admin HTTP, signals, drain; the only `async`         | yes       |
+//! | [`control`]  | one thread: admin HTTP, signals, reload, drain; the only `async` | yes       |
 //! | [`shard`]    | one per core: the tick, connections, mailboxes, sweeps           | via `io`  |
 //! | [`room`]     | fan-out state: members, logs, sweeps, homes                      | no        |
 //! | [`dialect`]  | what messages mean: native JSON, raw, echo; routing by path      | no        |

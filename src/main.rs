@@ -3,7 +3,7 @@
 use std::io::{Write, stdout};
 use std::process::ExitCode;
 
-use fanwire::config::{self, Action, ConfigError};
+use fanwire::config::{self, Action, ConfigError, Loaded};
 use fanwire::{control, logging};
 
 #[global_allocator]
@@ -11,7 +11,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Exit codes: 0 done, 1 cannot start or a shard failed, 2 not a command line of ours.
 fn main() -> ExitCode {
-    let loaded = match config::load(std::env::args_os(), std::env::vars_os()) {
+    let loaded = match load() {
         Ok(loaded) => loaded,
         Err(ConfigError::Usage(error)) => error.exit(),
         Err(error) => {
@@ -29,11 +29,11 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Action::Serve => {
-            logging::start(loaded.settings.log_format, loaded.settings.log_level);
+            let log = logging::start(loaded.settings.log_format, loaded.settings.log_level);
             for warning in &loaded.warnings {
                 tracing::warn!("{warning}");
             }
-            match control::serve(&loaded.settings) {
+            match control::serve(&loaded.settings, load, log) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
                     tracing::error!("{error}");
@@ -42,4 +42,9 @@ fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// Reads the configuration: at the start, and again at SIGHUP.
+fn load() -> Result<Loaded, ConfigError> {
+    config::load(std::env::args_os(), std::env::vars_os())
 }

@@ -170,7 +170,8 @@ fn fifty_thousand_connections_under_a_limit_of_twenty_thousand_hear_a_broadcast_
     const THREADS: usize = 3;
     const TOTAL: usize = 50_000;
     let _turn = alone();
-    let server = Server::start(&["--shards", "3"]);
+    // The crowd answers no pings.
+    let server = Server::start(&["--shards", "3", "--ping-interval", "off"]);
     let address = server.address();
     let step = Barrier::new(THREADS + 1);
     std::thread::scope(|scope| {
@@ -203,7 +204,7 @@ fn idle_members_cost_at_most_400_bytes_and_leave_nothing_behind() {
     const ROUNDS: usize = 10;
     const BYTES_MAX: u64 = 400;
     let _turn = alone();
-    let server = Server::start(&["--shards", "2"]);
+    let server = Server::start(&["--shards", "2", "--ping-interval", "off"]);
     let address = server.address();
     let fresh_rss = server.settled_rss_bytes();
     let fresh_descriptors = server.settled_descriptors();

@@ -17,7 +17,7 @@ use support::{
 };
 
 /// Every key of the configuration.
-const KEYS: [&str; 25] = [
+const KEYS: [&str; 27] = [
     "listen",
     "admin",
     "shards",
@@ -30,6 +30,8 @@ const KEYS: [&str; 25] = [
     "close_timeout",
     "message_timeout",
     "send_timeout",
+    "ping_interval",
+    "pong_timeout",
     "drain_timeout",
     "handshake_bytes_max",
     "target_bytes_max",
@@ -274,6 +276,11 @@ fn refusals() -> Vec<Refusal> {
         flags(&["--close-timeout", "5 parsecs"], &["close_timeout", "100ms"]),
         flags(&["--send-timeout", "0"], &["send_timeout", "1s", "10m"]),
         flags(&["--message-timeout", "2h"], &["message_timeout", "1s", "1h"]),
+        flags(&["--ping-interval", "500ms"], &["ping_interval", "1s", "1h", "off"]),
+        flags(&["--ping-interval", "2h"], &["ping_interval", "1s", "1h", "off"]),
+        flags(&["--ping-interval", "never"], &["ping_interval", "off"]),
+        flags(&["--pong-timeout", "0"], &["pong_timeout", "1s", "10m"]),
+        flags(&["--pong-timeout", "off"], &["pong_timeout", "1s", "10m"]),
         flags(&["--drain-timeout", "2h"], &["drain_timeout", "1h"]),
         flags(&["--drain-timeout", "soon"], &["drain_timeout"]),
         flags(&["--handshake-bytes-max", "100"], &["handshake_bytes_max", "512", "64"]),
@@ -552,6 +559,8 @@ fn the_printed_configuration_is_a_configuration() {
         vec!["--shards", "4", "--cpus", "0", "--echo", "--admin", "off", "--log-format", "json"],
         vec!["--listen", "0.0.0.0:9000", "--listen", "[::]:9000", "--connections-max", "1000000"],
         vec!["--handshake-timeout", "1500ms", "--drain-timeout", "0s", "--send-timeout", "90s"],
+        vec!["--ping-interval", "off", "--pong-timeout", "1500ms"],
+        vec!["--ping-interval", "90"],
         vec!["--ws-message-bytes-max", "1000001", "--high-water-mark", "3MiB", "--rooms-max", "5"],
     ];
     rows(

@@ -10,12 +10,14 @@
 //! | [`value`] | reads one value from text and checks its range, whatever source it came from |
 //! | [`layers`] | flag over environment over file over default; errors name the key and the source |
 //! | [`render`] | the effective configuration as a commented TOML file |
+//! | [`change`] | what a second reading changes, and which of it at once |
 //!
 //! What relates one setting to another is checked once, by [`Settings::check`]. The data plane
 //! never sees settings: it gets [`Limits`], plain checked numbers.
 //!
 //! Never: reads a clock, opens a socket, knows the host; that is `control`'s and `io::host`'s job.
 
+mod change;
 mod layers;
 mod render;
 mod value;
@@ -23,17 +25,19 @@ mod value;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use clap::ArgGroup;
 use serde::Serialize;
 
+pub use change::Change;
 pub use layers::{Action, ConfigError, Loaded, Origin, UnknownVariable, load};
-pub use value::{Admin, Auto, CpuList, LogFormat, LogLevel, Size, ValueError};
+pub use value::{Admin, Auto, CpuList, Interval, LogFormat, LogLevel, Size, ValueError};
 
 use value::Parser;
 
 /// Every setting of the server, checked one by one; [`Settings::check`] checks how they relate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, clap::Args)]
 // So that `--shards -1` is answered with the range, not as an unknown flag.
-#[command(allow_negative_numbers = true)]
+#[command(allow_negative_numbers = true, group = ArgGroup::new(LIVE).multiple(true))]
 pub struct Settings {
     /// Address that serves WebSocket clients and the chat page, IPv4 or IPv6. Give the flag several
     /// times, or a list, for several addresses; port 0 takes a free port.
@@ -167,6 +171,19 @@ pub struct Settings {
     #[serde(serialize_with = "value::serialize_duration")]
     pub send_timeout: Duration,
 
+    /// How often an idle connection is sent a ping. A peer that falls silent is pinged after half
+    /// this time at the earliest and all of it at the latest; whoever sends messages is not pinged.
+    #[arg(long, help_heading = TIMEOUTS, default_value = "60s", value_name = "1s..1h|off",
+          value_parser = Parser(value::interval), group = LIVE)]
+    pub ping_interval: Interval,
+
+    /// Time for a sign of life, whatever it is, after a ping; then the connection is cut. A peer
+    /// whose host has vanished is gone after this and `ping_interval`.
+    #[arg(long, help_heading = TIMEOUTS, default_value = "20s", value_name = "1s..10m",
+          value_parser = Parser(value::duration), group = LIVE)]
+    #[serde(serialize_with = "value::serialize_duration")]
+    pub pong_timeout: Duration,
+
     /// Time, after SIGTERM or SIGINT, for connections to finish their closing handshake.
     #[arg(long, help_heading = TIMEOUTS, default_value = "10s", value_name = "0s..1h",
           value_parser = Parser(value::duration))]
@@ -180,7 +197,8 @@ pub struct Settings {
 
     /// Least important log line that is written.
     #[arg(long, help_heading = LOGGING, default_value = "info",
-          value_name = "error|warn|info|debug|trace", value_parser = Parser(value::word::<LogLevel>))]
+          value_name = "error|warn|info|debug|trace", value_parser = Parser(value::word::<LogLevel>),
+          group = LIVE)]
     pub log_level: LogLevel,
 }
 
@@ -192,6 +210,9 @@ const SHARDS: &str = "Shards";
 const LIMITS: &str = "Limits";
 const TIMEOUTS: &str = "Timeouts";
 const LOGGING: &str = "Logging";
+
+/// The group of the settings that change at SIGHUP, without a restart.
+const LIVE: &str = "live";
 
 impl Settings {
     /// Checks how the settings relate to each other; each one's own range is checked when it is
@@ -234,6 +255,16 @@ impl Settings {
         Ok(())
     }
 
+    /// How vanished peers are found out.
+    #[must_use]
+    pub fn heartbeats(&self) -> Heartbeats {
+        let ping_interval = match self.ping_interval {
+            Interval::Off => None,
+            Interval::Every(interval) => Some(interval),
+        };
+        Heartbeats { ping_interval, pong_timeout: self.pong_timeout }
+    }
+
     /// The numbers the data plane needs, for a server of `shards` shards of which each has
     /// descriptors for `connections_per_shard_max` connections.
     #[must_use]
@@ -249,6 +280,7 @@ impl Settings {
             message_timeout: self.message_timeout,
             send_timeout: self.send_timeout,
             drain_timeout: self.drain_timeout,
+            heartbeats: self.heartbeats(),
             handshake_bytes_max: self.handshake_bytes_max.bytes(),
             target_bytes_max: self.target_bytes_max.bytes(),
             ws_message_bytes_max: self.ws_message_bytes_max.bytes(),
@@ -283,6 +315,8 @@ pub struct Limits {
     pub send_timeout: Duration,
     /// From the start of a drain until every connection is cut.
     pub drain_timeout: Duration,
+    /// At the start; may change later.
+    pub heartbeats: Heartbeats,
     /// Request line and header fields together.
     pub handshake_bytes_max: usize,
     /// Request target; at most `handshake_bytes_max`.
@@ -313,6 +347,15 @@ pub struct Limits {
     pub connections_max: usize,
     /// Connections of one shard: as its descriptor table allows.
     pub connections_per_shard_max: usize,
+}
+
+/// How vanished peers are found out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heartbeats {
+    /// The longest silence before a ping; `None`: nobody is pinged.
+    pub ping_interval: Option<Duration>,
+    /// From a ping to the first byte after it.
+    pub pong_timeout: Duration,
 }
 
 /// Settings that are each in range and do not fit together.

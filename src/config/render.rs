@@ -5,13 +5,14 @@
 
 use std::fmt::Write;
 
+use super::change::is_live;
 use super::layers::{Loaded, settings_command};
 use super::value::accepted;
 
 impl Loaded {
     /// The effective configuration as TOML.
     pub fn to_toml(&self) -> String {
-        let values = toml::Table::try_from(&self.settings).expect("settings are plain TOML values");
+        let values = self.settings.to_table();
         let mut out = format!(
             "# Effective configuration of fanwire {}. Use it with: fanwire serve --config FILE\n\
              # Ranges include both ends. A bare number is seconds, or bytes.\n",
@@ -32,10 +33,11 @@ impl Loaded {
             comment(
                 &mut out,
                 &format!(
-                    "Accepted: {}. Default: {}. Set by: {}.",
+                    "Accepted: {}. Default: {}. Set by: {}.{}",
                     accepted(arg),
                     default.collect::<Vec<_>>().join(", "),
                     self.origin(key),
+                    if is_live(key) { " Read again at SIGHUP." } else { "" },
                 ),
             );
             let _ = writeln!(out, "{key} = {}", values[key]);

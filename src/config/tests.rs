@@ -32,7 +32,9 @@ fn ranges_include_their_ends_and_end_there() {
     for arg in settings_command().get_arguments() {
         let key = arg.get_id().as_str();
         let accepted = accepted(arg);
-        let Some((low, high)) = accepted.trim_end_matches("|auto").split_once("..") else {
+        let Some((low, high)) =
+            accepted.trim_end_matches("|auto").trim_end_matches("|off").split_once("..")
+        else {
             continue;
         };
         ranges += 1;
@@ -78,6 +80,10 @@ fn defaults() {
         message_timeout: Duration::from_secs(60),
         send_timeout: Duration::from_secs(30),
         drain_timeout: Duration::from_secs(10),
+        heartbeats: Heartbeats {
+            ping_interval: Some(Duration::from_secs(60)),
+            pong_timeout: Duration::from_secs(20),
+        },
         handshake_bytes_max: 8 << 10,
         target_bytes_max: 2 << 10,
         ws_message_bytes_max: 1 << 20,

@@ -92,6 +92,14 @@ pub(super) fn duration(text: &str, accepted: &str) -> Result<Duration, ValueErro
     })
 }
 
+/// A time span, or "off".
+pub(super) fn interval(text: &str, accepted: &str) -> Result<Interval, ValueError> {
+    if text == "off" {
+        return Ok(Interval::Off);
+    }
+    duration(text, accepted.trim_end_matches("|off")).map(Interval::Every)
+}
+
 /// A number of bytes: binary units (KiB) or decimal ones (KB).
 pub(super) fn size(text: &str, accepted: &str) -> Result<Size, ValueError> {
     in_range(text, accepted, |text| {
@@ -186,6 +194,24 @@ impl Serialize for Admin {
         match self {
             Admin::Off => serializer.serialize_str("off"),
             Admin::At(address) => address.serialize(serializer),
+        }
+    }
+}
+
+/// How often something happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interval {
+    /// Never.
+    Off,
+    /// Once in this time.
+    Every(Duration),
+}
+
+impl Serialize for Interval {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Interval::Off => serializer.serialize_str("off"),
+            Interval::Every(interval) => serialize_duration(interval, serializer),
         }
     }
 }
@@ -288,8 +314,8 @@ pub enum LogFormat {
     Json,
 }
 
-/// How important a log line is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
+/// How important a log line is; the later, the more lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
     /// The server cannot do its work.

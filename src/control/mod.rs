@@ -8,11 +8,13 @@
 //! check host -> watch signals -> probe addresses -> start shards -> start control -> "ready"
 //!    first SIGTERM or SIGINT -> drain shards -> they end, after drain_timeout at the latest -> 0
 //!    second one              -> exit at once, 128 + signal
+//!    SIGHUP                  -> read the configuration again, apply what can change at once
 //! ```
 //!
 //! Async code lives in this module alone.
 
 mod admin;
+mod reload;
 mod signals;
 mod startup;
 
@@ -26,18 +28,23 @@ use tracing::{info, warn};
 
 use crate::config::{Admin, Conflict, Settings};
 use crate::io::host::{self, HostError, ListenError};
-use crate::shard::thread::{Drainer, ShardPanicked, Shards, StartError};
+use crate::logging::Threshold;
+use crate::shard::thread::{ShardPanicked, Shards, StartError};
 
 use admin::Health;
-use signals::Signals;
+use reload::Reloader;
+use signals::{EndSignal, Signal, Signals};
 use startup::Startup;
 
-/// Runs the server until it is told to stop; returns when every shard has ended.
+pub use reload::Load;
+
+/// Runs the server until it is told to stop; returns when every shard has ended. At SIGHUP it calls
+/// `load` for new settings, and sets the level of `log`.
 ///
 /// # Errors
 /// [`ServeError`]: what could not be started and the remedy, or that a shard failed.
-pub fn serve(settings: &Settings) -> Result<(), ServeError> {
-    // Before any other thread exists: from here on a signal means drain, whoever receives it.
+pub fn serve(settings: &Settings, load: Load, log: Threshold) -> Result<(), ServeError> {
+    // Before any other thread exists: from here on a signal is ours, whichever thread receives it.
     let signals = Signals::register().map_err(ServeError::Signals)?;
     let startup = Startup::check(settings)?;
     let admin = match settings.admin {
@@ -53,7 +60,9 @@ pub fn serve(settings: &Settings) -> Result<(), ServeError> {
 
     let announcement = startup.announcement(admin_address);
     let shards = Shards::start(startup.plan)?;
-    start_control(admin, signals, shards.drainer()).map_err(ServeError::Control)?;
+    let controls = shards.controls();
+    let reloader = Reloader { load, settings: settings.clone(), log, controls };
+    start_control(admin, signals, reloader).map_err(ServeError::Control)?;
     info!("{announcement}");
     shards.join()?;
     info!("stopped");
@@ -63,7 +72,11 @@ pub fn serve(settings: &Settings) -> Result<(), ServeError> {
 /// Starts the control thread, and returns once its runtime stands.
 ///
 /// The thread ends with the process: it answers `/health` as long as there is a shard.
-fn start_control(admin: Option<TcpListener>, signals: Signals, drainer: Drainer) -> io::Result<()> {
+fn start_control(
+    admin: Option<TcpListener>,
+    signals: Signals,
+    reloader: Reloader,
+) -> io::Result<()> {
     let (started, outcome) = mpsc::sync_channel(1);
     thread::Builder::new().name("fanwire-control".into()).spawn(move || {
         let runtime =
@@ -77,21 +90,32 @@ fn start_control(admin: Option<TcpListener>, signals: Signals, drainer: Drainer)
             let listening = admin.map_or(Ok(()), |admin| admin::start(admin, health.clone()));
             // Nobody waits for it only if the main thread is gone, and the process with it.
             let _ = started.send(listening);
-            control(signals, health, drainer).await;
+            control(signals, health, reloader).await;
         });
     })?;
     outcome.recv().unwrap_or_else(|_| Err(io::Error::other("the control thread panicked")))
 }
 
-async fn control(signals: Signals, health: Health, drainer: Drainer) {
-    match signals.first().await {
+async fn control(signals: Signals, health: Health, mut reloader: Reloader) {
+    match first_end(signals, &mut reloader).await {
         Ok(signal) => info!("{signal}: draining; a second signal exits at once"),
         Err(error) => tracing::error!("signals can no longer be watched, draining: {error}"),
     }
     health.set_draining();
-    drainer.drain();
+    reloader.controls.drain();
     // The main thread ends the process when the shards have ended; until then answer /health.
     std::future::pending().await
+}
+
+/// Waits for the first SIGTERM or SIGINT, and reloads at every SIGHUP before it.
+async fn first_end(signals: Signals, reloader: &mut Reloader) -> io::Result<EndSignal> {
+    let mut signals = signals.watch()?;
+    loop {
+        match signals.next().await? {
+            Signal::Reload => reloader.reload(),
+            Signal::End(signal) => return Ok(signal),
+        }
+    }
 }
 
 /// Operations the control thread may have waiting for submission: a few per admin connection.
@@ -109,7 +133,7 @@ pub enum ServeError {
     /// The settings do not fit this host.
     #[error(transparent)]
     Conflict(#[from] Conflict),
-    /// No handlers for SIGTERM and SIGINT.
+    /// No handlers for SIGTERM, SIGINT and SIGHUP.
     #[error("cannot watch for signals: {0}")]
     Signals(io::Error),
     /// The shards did not start.

@@ -61,6 +61,8 @@ pub struct Connection {
     pub end_of_file: bool,
     /// We have half-closed.
     pub half_closed: bool,
+    /// What has come since the heartbeats' last visit.
+    pub heard: Heard,
     /// What it has received of a frame or message that is not complete.
     pub decoder: Decoder,
     /// The rooms it is in.
@@ -84,6 +86,17 @@ pub enum Phase {
     Draining,
     /// Shut down; waiting for what is armed to complete.
     Dead,
+}
+
+/// What has come from a peer lately; the greatest counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Heard {
+    /// Nothing.
+    Nothing,
+    /// Pongs and nothing else: it lives and has nothing to say.
+    Pong,
+    /// The upgrade request, a message, a ping.
+    Message,
 }
 
 /// What the 101 will say, once it may be said.
@@ -133,6 +146,7 @@ impl Connection {
             behind: false,
             end_of_file: false,
             half_closed: false,
+            heard: Heard::Message,
             decoder: Decoder::default(),
             memberships: Memberships::None,
             extra: None,

@@ -36,6 +36,14 @@ pub struct Deadline {
     previous: u32,
 }
 
+impl Deadline {
+    /// Whether there is one.
+    #[must_use]
+    pub const fn is_set(&self) -> bool {
+        self.unit != 0
+    }
+}
+
 impl Default for Deadline {
     fn default() -> Self {
         Self { unit: 0, next: NONE, previous: NONE }

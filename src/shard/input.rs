@@ -8,7 +8,7 @@ use std::mem;
 
 use bytes::{Bytes, BytesMut};
 
-use super::connection::{Accept, Connection, Phase};
+use super::connection::{Accept, Connection, Heard, Phase};
 use super::fanout::{Joining, raw_room};
 use super::output::{Reason, token};
 use super::{ACCEPT_RETRY, Shard};
@@ -311,6 +311,7 @@ impl<I: Io> Shard<I> {
             return;
         };
         connection.phase = Phase::Open;
+        connection.heard = Heard::Message;
         self.clear_deadline(key);
         self.metrics.opened.add(1);
         handshake::encode_accept(&accept.key, accept.subprotocol, &mut self.replies);
@@ -371,10 +372,12 @@ impl<I: Io> Shard<I> {
     }
 
     fn handle_event(&mut self, key: Key, event: Event<'_>) {
-        let Some(connection) = self.connections.get(key) else {
+        let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
         let (phase, endpoint) = (connection.phase, connection.endpoint);
+        let heard = if matches!(event, Event::Pong(_)) { Heard::Pong } else { Heard::Message };
+        connection.heard = connection.heard.max(heard);
         match event {
             Event::Close(frame) => {
                 if phase == Phase::Open {
@@ -386,7 +389,7 @@ impl<I: Io> Shard<I> {
             // After our own close the peer's messages do not count any more (RFC 6455 §1.4).
             _ if phase != Phase::Open => {}
             Event::Ping(payload) => encode_frame(Opcode::Pong, &payload, &mut self.replies),
-            Event::Pong(_) => {}
+            Event::Pong(_) => self.metrics.pongs.add(1),
             Event::Message { opcode, payload } => {
                 self.metrics.messages.add(1);
                 match endpoint {

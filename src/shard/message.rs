@@ -7,6 +7,7 @@
 
 use bytes::Bytes;
 
+use crate::config::Heartbeats;
 use crate::id::RoomName;
 use crate::room::home::{Frames, Message};
 use crate::slab::Key;
@@ -82,6 +83,8 @@ pub struct Ack {
 /// From the control thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Control {
+    /// From now on, look for vanished peers like this.
+    Heartbeats(Heartbeats),
     /// Close the listeners and every connection, then end.
     Drain,
 }

@@ -49,4 +49,10 @@ pub struct ShardMetrics {
     pub sends_short: Counter,
     /// Connections closed because they did not keep up.
     pub slow_consumers: Counter,
+    /// Pings sent to see whether a peer is there.
+    pub pings_sent: Counter,
+    /// Pongs received.
+    pub pongs: Counter,
+    /// Connections cut because no sign of life followed a ping.
+    pub pong_timeouts: Counter,
 }

@@ -7,8 +7,8 @@
 //! ```text
 //!        ┌──────────────────────────── tick ─────────────────────────────┐
 //!   reap │ resolve sends ▶ input: decode, handle ▶ deadlines ▶ mailboxes:│ submit
-//!  ─────▶│ deliveries, requests ▶ home: flush ▶ owed: replies, closes    │────────▶
-//!        │ ▶ sweep rooms ▶ receives ▶ wake others                        │ and wait
+//!  ─────▶│ deliveries, requests ▶ home: flush ▶ pings ▶ owed: replies,   │────────▶
+//!        │ closes ▶ sweep rooms ▶ receives ▶ wake others                 │ and wait
 //!        └────────────────────────────────────────────────────────────────┘
 //! ```
 //!
@@ -19,6 +19,7 @@
 //! | `output`        | sends, short sends, and the end of connections                     |
 //! | `fanout`        | rooms: join, leave, publish, mailboxes, sweeps                     |
 //! | [`deadlines`]   | what must have happened by when                                    |
+//! | `heartbeat`     | pings, and the end of peers that have vanished                     |
 //! | [`message`]     | what shards say to each other                                      |
 //! | [`thread`]      | real shards on real threads                                        |
 //!
@@ -28,6 +29,7 @@
 pub mod connection;
 pub mod deadlines;
 mod fanout;
+mod heartbeat;
 mod input;
 pub mod message;
 pub mod metrics;
@@ -53,6 +55,7 @@ use crate::slab::{Key, Slab};
 use connection::{Connection, Phase};
 use deadlines::Deadlines;
 use fanout::Waiting;
+use heartbeat::Hand;
 use message::{Control, Delivery, Request};
 use metrics::ShardMetrics;
 use output::{Reason, Staged};
@@ -65,6 +68,9 @@ const SENDS_PER_ROOM: usize = bound(256, 5);
 const REPLIES_PER_TICK: usize = bound(1024, 6);
 /// Messages taken from one mailbox in one tick.
 const MESSAGES_PER_MAILBOX: usize = bound(256, 5);
+/// Slots that heartbeats visit in one tick, up to the end of a stripe: at most so many pings leave
+/// together.
+const SLOTS_PER_TICK: u32 = bound(1024, 7) as u32;
 /// Connections closed per tick while draining.
 const DRAINED_PER_TICK: u32 = bound(512, 100) as u32;
 /// Completions that one tick brings at most, usually: see `COMPLETIONS_PER_ENTER` of `io::uring`.
@@ -169,6 +175,10 @@ pub struct Shard<I: Io> {
 
     connections: Slab<Connection>,
     deadlines: Deadlines,
+    /// Goes round the connections while heartbeats are on.
+    hand: Option<Hand>,
+    /// For a sign of life after a ping.
+    pong_timeout: Duration,
     rooms: RoomTable<Waiting>,
     home: HomeTable,
     segments: SegmentPool,
@@ -224,8 +234,12 @@ impl<I: Io> Shard<I> {
         metrics: Arc<ShardMetrics>,
     ) -> Self {
         (0..listeners).for_each(|listener| io.submit(Operation::Accept { listener }));
-        Self {
-            deadlines: Deadlines::new(io.now()),
+        let now = io.now();
+        let heartbeats = limits.heartbeats;
+        let mut shard = Self {
+            deadlines: Deadlines::new(now),
+            hand: None,
+            pong_timeout: heartbeats.pong_timeout,
             connections: Slab::new(),
             rooms: RoomTable::default(),
             home: HomeTable::new(limits.rooms_max, limits.high_water_mark),
@@ -250,7 +264,9 @@ impl<I: Io> Shard<I> {
             ends,
             limits,
             metrics,
-        }
+        };
+        shard.set_heartbeats(heartbeats, now);
+        shard
     }
 
     /// One turn of the loop; the picture is in the module documentation. Waits at its end until
@@ -271,6 +287,7 @@ impl<I: Io> Shard<I> {
         self.take_deliveries();
         self.take_requests();
         self.flush_home();
+        self.visit_some(now);
         self.send_owed();
         self.sweep_rooms();
         self.accept_again(now);
@@ -314,6 +331,7 @@ impl<I: Io> Shard<I> {
             self.accept_again.as_ref().map(|&(at, _)| at),
             self.drain.as_ref().map(|drain| drain.until),
             self.deadlines.next(),
+            self.next_visit(),
         ];
         times.into_iter().flatten().min().map_or(Wait::Forever, Wait::Until)
     }
@@ -339,13 +357,20 @@ impl<I: Io> Shard<I> {
     }
 
     fn take_control(&mut self, now: Instant) {
-        while let Ok(Control::Drain) = self.ends.control.pop() {
-            if self.drain.is_none() {
-                (0..self.listeners)
-                    .for_each(|listener| self.io.submit(Operation::CloseListener { listener }));
-                self.accept_again = None;
-                self.drain = Some(Drain { until: now + self.limits.drain_timeout, slot: 0 });
+        while let Ok(control) = self.ends.control.pop() {
+            match control {
+                Control::Heartbeats(heartbeats) => self.set_heartbeats(heartbeats, now),
+                Control::Drain => self.begin_drain(now),
             }
+        }
+    }
+
+    fn begin_drain(&mut self, now: Instant) {
+        if self.drain.is_none() {
+            (0..self.listeners)
+                .for_each(|listener| self.io.submit(Operation::CloseListener { listener }));
+            self.accept_again = None;
+            self.drain = Some(Drain { until: now + self.limits.drain_timeout, slot: 0 });
         }
     }
 
@@ -410,13 +435,16 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// An open connection's deadline is that of its sends while its socket is full, and otherwise
-    /// that of the message it has begun.
+    /// An open connection's deadline is that of its sends while its socket is full, otherwise that
+    /// of the message it has begun, otherwise that of the answer to a ping.
     fn expire_open(&mut self, key: Key) {
-        if self.connections.get(key).is_some_and(|connection| connection.poll_writable) {
+        let Some(connection) = self.connections.get(key) else { return };
+        if connection.poll_writable {
             self.retire(key, Reason::SendTimeout);
-        } else {
+        } else if !connection.decoder.is_idle() {
             self.fail(key, ProtocolError::MessageTimeout);
+        } else {
+            self.expire_ping(key);
         }
     }
 

@@ -52,6 +52,8 @@ pub(super) enum Reason {
     SlowConsumer,
     /// It took nothing of what it was owed for `send_timeout`.
     SendTimeout,
+    /// It showed no sign of life within `pong_timeout` after a ping.
+    PongTimeout,
     /// It did not finish within `close_timeout`.
     CloseTimeout,
     /// The server shuts down.
@@ -155,7 +157,8 @@ impl<I: Io> Shard<I> {
         self.resume(key);
     }
 
-    fn send(&mut self, key: Key, bytes: &Bytes, from: usize, source: Source) {
+    /// Sends `bytes[from..]`, the only send to the connection in this tick.
+    pub(super) fn send(&mut self, key: Key, bytes: &Bytes, from: usize, source: Source) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };

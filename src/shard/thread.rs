@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::message::Control;
 use super::metrics::ShardMetrics;
 use super::{Ends, Shard, Status};
-use crate::config::Limits;
+use crate::config::{Heartbeats, Limits};
 use crate::id::HomeHasher;
 use crate::io::host::{self, HostError, ListenError};
 use crate::io::thread::{block_signals, take_private_descriptor_table};
@@ -89,29 +89,54 @@ pub struct ShardPanicked {
 #[derive(Debug)]
 pub struct Shards {
     threads: Vec<JoinHandle<()>>,
-    drainer: Drainer,
+    controls: Controls,
     /// The first shard that ends, and whether it panicked.
     ended: mpsc::Receiver<(usize, bool)>,
     metrics: Vec<Arc<ShardMetrics>>,
 }
 
-/// Tells shards to drain. Cloning tells the same shards.
+/// Speaks to every shard. Cloning speaks to the same shards.
 #[derive(Debug, Clone)]
-pub struct Drainer {
-    controls: Arc<Mutex<Vec<rtrb::Producer<Control>>>>,
+pub struct Controls {
+    producers: Arc<Mutex<Vec<rtrb::Producer<Control>>>>,
     bells: Bells,
 }
 
-impl Drainer {
+impl Controls {
     /// Tells every shard to close its listeners and connections, and to end.
     pub fn drain(&self) {
-        let mut controls = self.controls.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        for (index, control) in controls.iter_mut().enumerate() {
-            // Full only if this was said many times already.
-            let _ = control.push(Control::Drain);
-            self.bells.ring(index);
-        }
+        // Full only if this was said many times already: the last place is kept for it.
+        let _ = self.tell(Control::Drain, 0);
     }
+
+    /// Tells every shard how to look for vanished peers from now on.
+    ///
+    /// # Errors
+    /// [`ShardBusy`] when some have not yet taken in what they were told before; the others do it.
+    pub fn set_heartbeats(&self, heartbeats: Heartbeats) -> Result<(), ShardBusy> {
+        self.tell(Control::Heartbeats(heartbeats), 1)
+    }
+
+    /// Puts `control` into every shard's mailbox, but leaves `spare` places free.
+    fn tell(&self, control: Control, spare: usize) -> Result<(), ShardBusy> {
+        let mut producers = self.producers.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut outcome = Ok(());
+        for (shard, producer) in producers.iter_mut().enumerate() {
+            if producer.slots() <= spare || producer.push(control).is_err() {
+                outcome = Err(ShardBusy { shard });
+            }
+            self.bells.ring(shard);
+        }
+        outcome
+    }
+}
+
+/// A shard has not taken in what it was told for a long time.
+#[derive(Debug, thiserror::Error)]
+#[error("shard {shard} is too busy to be told; try again")]
+pub struct ShardBusy {
+    /// Which one; the last of them.
+    pub shard: usize,
 }
 
 impl Shards {
@@ -125,8 +150,8 @@ impl Shards {
         let limits = Arc::new(limits);
         let (started, outcomes) = mpsc::channel();
         let (end, ended) = mpsc::channel();
-        let (mut threads, mut controls, mut metrics) = (Vec::new(), Vec::new(), Vec::new());
-        for (index, (ends, control)) in
+        let (mut threads, mut producers, mut metrics) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, (ends, producer)) in
             Ends::mesh(&HomeHasher::new(shards), limits.mailbox_len_max).into_iter().enumerate()
         {
             let counted = Arc::new(ShardMetrics::default());
@@ -147,25 +172,25 @@ impl Shards {
                 })
                 .map_err(|error| StartError::Thread { shard: index, error })?;
             threads.push(thread);
-            controls.push(control);
+            producers.push(producer);
             metrics.push(counted);
         }
-        let drainer = Drainer { controls: Arc::new(Mutex::new(controls)), bells };
+        let controls = Controls { producers: Arc::new(Mutex::new(producers)), bells };
         drop(started);
         let first_error = outcomes.iter().take(shards).find_map(Result::err);
         match first_error {
-            None => Ok(Self { threads, drainer, ended, metrics }),
+            None => Ok(Self { threads, controls, ended, metrics }),
             Some(error) => {
-                drainer.drain();
+                controls.drain();
                 Err(error)
             }
         }
     }
 
-    /// A handle that tells the shards to drain.
+    /// A handle that speaks to the shards.
     #[must_use]
-    pub fn drainer(&self) -> Drainer {
-        self.drainer.clone()
+    pub fn controls(&self) -> Controls {
+        self.controls.clone()
     }
 
     /// Waits until every shard has ended.
@@ -193,6 +218,9 @@ impl Shards {
             sends = total(|m| m.sends.value()),
             sends_short = total(|m| m.sends_short.value()),
             slow_consumers = total(|m| m.slow_consumers.value()),
+            pings_sent = total(|m| m.pings_sent.value()),
+            pongs = total(|m| m.pongs.value()),
+            pong_timeouts = total(|m| m.pong_timeouts.value()),
             cut = total(|m| m.connections.value()),
             "drained"
         );

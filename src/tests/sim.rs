@@ -26,6 +26,7 @@ const FOUND: &[(u64, &str)] = &[
     (81, "a publish that waited for a mailbox was overtaken by its member's unsubscription"),
     (210, "congestion that began with an unsubscription was not counted"),
     (491, "a member too slow in two rooms at once got two closes"),
+    (1020, "a peer was cut for a pong that had come and waited to be read"),
 ];
 
 /// Runs the seeds and returns what each came to.
@@ -69,13 +70,16 @@ fn sim_keeps_its_promises() {
     let delivered = total(|outcome| outcome.delivered);
     let (slow, short) = (total(|o| o.slow_consumers), total(|o| o.sends_short));
     let drained = total(|outcome| u64::from(outcome.drained));
+    let (pings, vanished, cut) =
+        (total(|o| o.pings), total(|o| o.vanished), total(|o| o.pong_timeouts));
     println!(
         "{} seeds: {steps} steps, {delivered} deliveries, {short} short sends, \
-         {slow} slow consumers, {drained} drains",
+         {slow} slow consumers, {drained} drains, {pings} pings, {vanished} vanished, {cut} cut",
         outcomes.len()
     );
     if outcomes.len() >= 100 {
         assert!(delivered > 100 * SEEDS && slow > 0 && short > SEEDS && drained > 0);
+        assert!(pings > SEEDS && vanished > SEEDS / 4 && cut > SEEDS / 8);
     }
 }
 

@@ -259,6 +259,11 @@ impl Net {
         self.links[link].to_server.len() > 2 * self.faults.receive_bytes_max
     }
 
+    /// Whether the server has received everything.
+    pub(super) fn has_all(&self, link: usize) -> bool {
+        self.links[link].to_server.is_empty()
+    }
+
     /// The peer sends no more.
     pub(super) fn finish(&mut self, link: usize) {
         self.links[link].client_fin = true;

@@ -17,6 +17,7 @@ use super::check::{Checker, Room};
 use super::net::{Net, Read};
 use super::wire::{self, BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT};
 use super::world::Plan;
+use crate::config::Limits;
 
 /// What a peer connects for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +107,8 @@ pub(super) struct Peer {
     ended_at: Duration,
     /// The server had much to receive then.
     unread: bool,
+    /// When its host lost its power, without a word.
+    vanished_at: Option<Duration>,
     pub(super) done: bool,
 }
 
@@ -127,6 +130,9 @@ struct Message<'m> {
 
 /// How long a close may be on its way to a peer that reads at once.
 const SLACK: Duration = Duration::from_millis(100);
+
+/// A step of the hand, two units of the deadlines' wheel, and the ticks for it.
+const HAND_SLACK: Duration = Duration::from_millis(300);
 
 /// Within this time the server sees an end, even if polls come late.
 const PROMPT: Duration = Duration::from_millis(300);
@@ -186,6 +192,7 @@ impl Peer {
             got_end: false,
             ended_at: Duration::ZERO,
             unread: false,
+            vanished_at: None,
             done: false,
         };
         let request = peer.request(net);
@@ -378,7 +385,7 @@ impl Peer {
                 Some(Owed::ControlPong(payload)) => assert_eq!(payload, frame.payload),
                 owed => panic!("a pong, owed {owed:?}"),
             },
-            PING => panic!("this server sends no pings"),
+            PING => self.handle_ping(&frame.payload, plan, net),
             opcode => match self.kind {
                 Kind::Native => {
                     assert_eq!(opcode, TEXT, "JSON is text");
@@ -399,6 +406,14 @@ impl Peer {
                     owed => panic!("an echo, owed {owed:?}"),
                 },
             },
+        }
+    }
+
+    fn handle_ping(&mut self, payload: &[u8], plan: &Plan, net: &mut Net) {
+        assert!(plan.heartbeats.is_some(), "a ping although nobody wants any");
+        net.note("ping", &[self.number as u64]);
+        if self.sent_close.is_none() && self.violated.is_none() && !self.ends {
+            self.out.extend(wire::frame(true, PONG, payload, net.rng.random()));
         }
     }
 
@@ -533,7 +548,9 @@ impl Peer {
         // The page is long, and the time for it is short.
         let page = self.kind == Kind::Refused(200);
         // A slow consumer has only so long to take the close that tells it so.
-        let slow = !self.eager && (ending || page || !plan.roomy);
+        // Nor has it long to answer a ping in some worlds.
+        let hasty = plan.heartbeats.is_some_and(|it| it.pong_timeout < 6 * SLACK);
+        let slow = !self.eager && (ending || page || hasty || !plan.roomy);
         // What it had written before its own close was too much for the time it has.
         let late = self.got_close && net.clock + SLACK >= self.closed_at + plan.close_timeout;
         self.long_stall || self.lingers || slow || late
@@ -617,6 +634,9 @@ impl Peer {
             );
             return self.depart(how, net, check);
         }
+        if plan.heartbeats.is_some() && net.chance(0.02) {
+            return self.vanish(net, check);
+        }
         if !self.eager && net.chance(0.02) {
             return self.stall(plan, net);
         }
@@ -637,6 +657,42 @@ impl Peer {
             }
             Kind::Refused(_) | Kind::Unfinished => {}
         }
+    }
+
+    /// Its host is gone, and nobody says so; everything it has said is handled. (Not in the middle
+    /// of a message: that has a deadline of its own, and in this world it is far away.)
+    fn vanish(&mut self, net: &mut Net, check: &mut Checker) {
+        if self.is_intact() && self.owed.is_empty() && net.has_all(self.link) {
+            net.note("vanish", &[self.number as u64]);
+            self.is_over(check);
+            self.vanished_at = Some(net.clock);
+            self.done = true;
+        }
+    }
+
+    /// By when the server must have found out that the peer has vanished, if it has not yet.
+    pub(super) fn must_be_cut_by(
+        &self,
+        plan: &Plan,
+        limits: &Limits,
+        net: &Net,
+    ) -> Option<Duration> {
+        let heartbeats = plan.heartbeats.as_ref()?;
+        let at = self.vanished_at.filter(|_| !net.is_closed_by_server(self.link))?;
+        let silence = heartbeats.ping_interval.expect("they are on") + heartbeats.pong_timeout;
+        // What waits for a socket that is full, and then for the answer to a close.
+        let full = limits.send_timeout + limits.close_timeout;
+        let mut by = at + silence + HAND_SLACK;
+        if !self.eager {
+            by += full;
+        }
+        // Stalls that follow on each other cost the hand time. A poll that completes for nothing
+        // looks like an answer, and so does a socket that was full for nothing.
+        let full_for_nothing = net.faults.short_send > 0.0 && (!self.eager || plan.roomy);
+        if plan.shard_stalls > 0.0 || net.faults.spurious > 0.0 || full_for_nothing {
+            by += 20 * (silence + full);
+        }
+        Some(by)
     }
 
     fn stall(&mut self, plan: &Plan, net: &mut Net) {
@@ -793,6 +849,10 @@ impl Peer {
             assert!(acks.is_empty(), "peer {} is still owed acks {acks:?}", self.number);
             assert!(self.input.is_empty(), "peer {} has half a frame", self.number);
         }
+    }
+
+    pub(super) fn has_vanished(&self) -> bool {
+        self.vanished_at.is_some()
     }
 
     pub(super) fn is_eager(&self) -> bool {

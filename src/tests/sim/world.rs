@@ -18,7 +18,7 @@ use rand::RngExt;
 use super::check::Checker;
 use super::net::{Net, SimIo};
 use super::peer::{Departure, Peer, pick};
-use crate::config::Limits;
+use crate::config::{Heartbeats, Limits};
 use crate::id::HomeHasher;
 use crate::room::segment::SEGMENT_BYTES;
 use crate::shard::message::Control;
@@ -54,6 +54,8 @@ pub(super) struct Plan {
     pub(super) crowded: bool,
     pub(super) rooms_scarce: bool,
     pub(super) partial_scarce: bool,
+    /// Vanished peers are looked for; some vanish.
+    pub(super) heartbeats: Option<Heartbeats>,
     drains: bool,
     /// The drain has begun.
     pub(super) draining: bool,
@@ -70,6 +72,10 @@ pub(super) struct Outcome {
     pub(super) slow_consumers: u64,
     pub(super) sends_short: u64,
     pub(super) drained: bool,
+    pub(super) pings: u64,
+    /// Peers that vanished, and connections that were cut for it, or for a long stall.
+    pub(super) vanished: u64,
+    pub(super) pong_timeouts: u64,
 }
 
 struct World {
@@ -101,9 +107,7 @@ pub(super) fn run(seed: u64, drain: Option<bool>, print: bool) -> Outcome {
         world.calm_down();
         world.depart();
     }
-    let total = |count: fn(&ShardMetrics) -> u64| -> u64 {
-        world.metrics.iter().map(|metrics| count(metrics)).sum()
-    };
+    let total = |count| world.total(count);
     Outcome {
         trace: world.net.borrow().trace.hash,
         steps: world.steps,
@@ -111,6 +115,9 @@ pub(super) fn run(seed: u64, drain: Option<bool>, print: bool) -> Outcome {
         slow_consumers: total(|metrics| metrics.slow_consumers.value()),
         sends_short: total(|metrics| metrics.sends_short.value()),
         drained: world.plan.drains,
+        pings: total(|metrics| metrics.pings_sent.value()),
+        vanished: world.peers.iter().filter(|peer| peer.has_vanished()).count() as u64,
+        pong_timeouts: total(|metrics| metrics.pong_timeouts.value()),
     }
 }
 
@@ -119,6 +126,13 @@ impl World {
         let mut net = Net::new(seed, print);
         let mut plan = Plan::new(&mut net);
         plan.drains = drain.unwrap_or(plan.drains);
+        // By the number, so that the other seeds make what they made before there were heartbeats.
+        if seed.is_multiple_of(4) {
+            plan.heartbeats = Some(Heartbeats {
+                ping_interval: Some(Duration::from_millis(pick(&mut net, &[400, 1000]))),
+                pong_timeout: Duration::from_millis(pick(&mut net, &[100, 600, 1000])),
+            });
+        }
         let limits = Arc::new(plan.limits(&mut net));
         plan.set_faults(&mut net, &limits);
         if print {
@@ -185,6 +199,7 @@ impl World {
         self.calm = true;
         self.net.borrow_mut().note("calm", &[]);
         self.peers.iter_mut().for_each(Peer::resume);
+        self.outlive_the_vanished();
         let start = self.net.borrow().clock;
         let mut moved = 0;
         while std::mem::replace(&mut moved, self.net.borrow().moved) != self.net.borrow().moved {
@@ -210,9 +225,45 @@ impl World {
         }
     }
 
-    /// Everybody leaves, and later nothing of them is left.
+    /// Whoever has vanished goes, whoever has nothing to say stays. Then nobody is pinged any more:
+    /// pings would never let the world become quiet.
+    fn outlive_the_vanished(&mut self) {
+        if self.plan.heartbeats.is_none() {
+            return;
+        }
+        while self.peers.iter().any(|peer| self.must_be_cut_by(peer).is_some()) {
+            self.run_for(Duration::from_millis(50));
+        }
+        self.set_heartbeats(NO_HEARTBEATS);
+        self.run_for(CALM);
+        let pings = self.total(|metrics| metrics.pings_sent.value());
+        self.run_for(CALM);
+        assert_eq!(pings, self.total(|metrics| metrics.pings_sent.value()), "off is off");
+    }
+
+    fn must_be_cut_by(&self, peer: &Peer) -> Option<Duration> {
+        peer.must_be_cut_by(&self.plan, &self.limits, &self.net.borrow())
+    }
+
+    fn set_heartbeats(&mut self, heartbeats: Heartbeats) {
+        for shard in 0..self.plan.shards {
+            let told = self.controls[shard].push(Control::Heartbeats(heartbeats));
+            told.expect("all that was said was heard long ago");
+            self.net.borrow_mut().wake(shard);
+        }
+    }
+
+    fn total(&self, count: fn(&ShardMetrics) -> u64) -> u64 {
+        self.metrics.iter().map(|metrics| count(metrics)).sum()
+    }
+
+    /// Everybody leaves, and later nothing of them is left. A shard without connections rests,
+    /// whether there are heartbeats or not.
     fn depart(&mut self) {
         self.net.borrow_mut().note("depart", &[]);
+        if let Some(heartbeats) = self.plan.heartbeats {
+            self.set_heartbeats(heartbeats);
+        }
         for _ in 0..8 {
             for peer in &mut self.peers {
                 let mut net = self.net.borrow_mut();
@@ -312,8 +363,18 @@ impl World {
         }
     }
 
+    /// Nobody who has vanished stays longer than promised.
+    fn check_vanished(&self) {
+        let clock = self.net.borrow().clock;
+        for peer in self.peers.iter().filter(|peer| peer.has_vanished()) {
+            let late = self.must_be_cut_by(peer).is_some_and(|by| clock > by);
+            assert!(!late || self.plan.draining, "still there: {peer:?}");
+        }
+    }
+
     fn tick(&mut self, shard: usize) {
         self.ticks += 1;
+        self.check_vanished();
         let running = self.shards[shard].as_mut().expect("running");
         if running.tick() == Status::Ended {
             assert!(self.plan.draining, "shard {shard} ends without being told to");
@@ -375,6 +436,7 @@ impl Plan {
             crowded: net.chance(0.2),
             rooms_scarce: net.chance(0.2),
             partial_scarce: net.chance(0.15),
+            heartbeats: None,
             drains: net.chance(0.2),
             draining: false,
             ended: false,
@@ -390,6 +452,7 @@ impl Plan {
             message_timeout: Duration::from_secs(3600),
             send_timeout: Duration::from_millis(pick(net, &[500, 1500])),
             drain_timeout: Duration::from_secs(3),
+            heartbeats: self.heartbeats.unwrap_or(NO_HEARTBEATS),
             handshake_bytes_max: 2048,
             target_bytes_max: 256,
             ws_message_bytes_max: self.message_max,
@@ -426,6 +489,10 @@ impl Plan {
         }
     }
 }
+
+/// Nobody is pinged.
+const NO_HEARTBEATS: Heartbeats =
+    Heartbeats { ping_interval: None, pong_timeout: Duration::from_secs(1) };
 
 /// When nothing has moved for so long, nothing will.
 const CALM: Duration = Duration::from_secs(2);
