@@ -258,7 +258,8 @@ case $command in
       done
       write_state
       write_changes
-      echo "changed, until the next boot; scripts/tune.sh revert takes it back (from $state)"
+      if ((failures)); then die "not all could be changed; what was is in $state, for revert"; fi
+      echo "changed until the next boot, or until scripts/tune.sh revert (from $state)"
     else
       echo "nothing to change for $profile"
     fi

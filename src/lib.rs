@@ -14,11 +14,13 @@
 //!    │          │          ├─────▶ dialect ──▶ protocol
 //!    │          │          ├─────▶ protocol
 //!    │          │          └─────▶ io ──▶ (kernel)
+//!    ├─▶ check ───────────────────▶ io
 //!    └─▶ config ◀──────────┘           config, id, slab: named by all
 //! ```
 //!
 //! | Module       | What it is                                                       | IO?       |
 //! |--------------|------------------------------------------------------------------|-----------|
+//! | [`check`]    | `fanwire check`: is this host fit, how many connections fit       | via `io`  |
 //! | [`config`]   | every setting, declared once; `Limits` for the data plane        | no        |
 //! | [`control`]  | one thread: admin HTTP, signals, reload, drain; the only `async` | yes       |
 //! | [`shard`]    | one per core: the tick, connections, mailboxes, sweeps           | via `io`  |
@@ -48,6 +50,7 @@
 //! - `unsafe`, system calls, descriptors and the clock live in [`io`] alone. Everything else runs
 //!   in the simulation (`src/tests/sim.rs`), from a seed, without a kernel.
 
+pub mod check;
 pub mod config;
 pub mod control;
 pub mod dialect;

@@ -3,13 +3,13 @@
 use std::io::{Write, stdout};
 use std::process::ExitCode;
 
-use fanwire::config::{self, Action, ConfigError, Loaded};
-use fanwire::{control, logging};
+use fanwire::config::{self, Action, ConfigError, Loaded, ReportFormat};
+use fanwire::{check, control, logging};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Exit codes: 0 done, 1 cannot start or a shard failed, 2 not a command line of ours.
+/// Exit codes: 0 done, 1 cannot start, or a shard or a check failed, 2 not a command line of ours.
 fn main() -> ExitCode {
     let loaded = match load() {
         Ok(loaded) => loaded,
@@ -21,12 +21,16 @@ fn main() -> ExitCode {
     };
     match loaded.action {
         Action::Config => {
-            for warning in &loaded.warnings {
-                eprintln!("fanwire: {warning}");
-            }
-            // A reader that has seen enough (`fanwire config | head`) is no failure.
-            let _ = stdout().write_all(loaded.to_toml().as_bytes());
+            print(&loaded, &loaded.to_toml());
             ExitCode::SUCCESS
+        }
+        Action::Check(options) => {
+            let report = check::run(&loaded.settings, options);
+            match options.format {
+                ReportFormat::Text => print(&loaded, &report.to_string()),
+                ReportFormat::Json => print(&loaded, &report.to_json()),
+            }
+            if report.passes() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Action::Serve => {
             let log = logging::start(loaded.settings.log_format, loaded.settings.log_level);
@@ -47,4 +51,13 @@ fn main() -> ExitCode {
 /// Reads the configuration: at the start, and again at SIGHUP.
 fn load() -> Result<Loaded, ConfigError> {
     config::load(std::env::args_os(), std::env::vars_os())
+}
+
+/// Prints what was asked for on standard output, warnings beside it.
+fn print(loaded: &Loaded, text: &str) {
+    for warning in &loaded.warnings {
+        eprintln!("fanwire: {warning}");
+    }
+    // A reader that has seen enough (`fanwire config | head`) is no failure.
+    let _ = stdout().write_all(text.as_bytes());
 }

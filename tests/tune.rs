@@ -18,20 +18,21 @@ struct Host {
 
 impl Host {
     fn new() -> Host {
-        let host = Host { folder: tempfile::tempdir().unwrap() };
+        let host = Host { folder: tempfile::tempdir().expect("a folder to write to") };
         host.set_memory(24 << 20);
         for (key, value) in FOUND {
             let path = host.path(key);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, format!("{value}\n")).unwrap();
+            fs::create_dir_all(path.parent().expect("below the root")).expect(MADE_UP);
+            fs::write(path, format!("{value}\n")).expect(MADE_UP);
         }
         host
     }
 
     fn set_memory(&self, kibibytes: u64) {
         let proc = self.folder.path().join("proc");
-        fs::create_dir_all(&proc).unwrap();
-        fs::write(proc.join("meminfo"), format!("MemTotal:       {kibibytes} kB\n")).unwrap();
+        fs::create_dir_all(&proc).expect(MADE_UP);
+        fs::write(proc.join("meminfo"), format!("MemTotal:       {kibibytes} kB\n"))
+            .expect(MADE_UP);
     }
 
     fn path(&self, key: &str) -> PathBuf {
@@ -43,7 +44,7 @@ impl Host {
     }
 
     fn value(&self, key: &str) -> String {
-        fs::read_to_string(self.path(key)).unwrap()
+        fs::read_to_string(self.path(key)).expect(MADE_UP)
     }
 
     /// Every key with every byte of its value.
@@ -65,7 +66,7 @@ impl Host {
     }
 
     fn run(&self, arguments: &str) -> Output {
-        self.command(arguments).output().unwrap()
+        self.command(arguments).output().expect(RUNS)
     }
 
     /// Runs it and returns what it printed.
@@ -73,9 +74,12 @@ impl Host {
     fn succeed(&self, arguments: &str) -> String {
         let output = self.run(arguments);
         assert!(output.status.success(), "{arguments}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
+        String::from_utf8(output.stdout).expect("it prints text")
     }
 }
+
+const MADE_UP: &str = "the made-up host is ours to write";
+const RUNS: &str = "the script runs";
 
 const FOUND: &[(&str, &str)] = &[
     ("fs.file-max", "9223372036854775807"),
@@ -226,21 +230,21 @@ fn an_interrupted_apply_can_be_taken_back_or_finished() {
 fn kill_while_writing(host: &Host, key: &str) {
     let path = host.path(key);
     let found = host.value(key);
-    fs::remove_file(&path).unwrap();
-    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
-    let mut child: Child = host.command("apply --yes").spawn().unwrap();
+    fs::remove_file(&path).expect(MADE_UP);
+    assert!(Command::new("mkfifo").arg(&path).status().expect("mkfifo runs").success());
+    let mut child: Child = host.command("apply --yes").spawn().expect(RUNS);
 
-    fs::write(&path, found).unwrap(); // it reads what to save
-    let written = fs::read_to_string(&path).unwrap(); // it writes
+    fs::write(&path, found).expect(MADE_UP); // it reads what to save
+    let written = fs::read_to_string(&path).expect(MADE_UP); // it writes
     assert_eq!(written, "16384\n");
-    let check = OpenOptions::new().write(true).open(&path).unwrap(); // it reads what came of it
-    child.kill().unwrap();
+    let check = OpenOptions::new().write(true).open(&path).expect(MADE_UP); // it reads what came of it
+    child.kill().expect("it waits for the other side");
     drop(check);
     // Until its last descendant is gone, and the lock with it.
-    child.wait_with_output().unwrap();
+    child.wait_with_output().expect(RUNS);
 
-    fs::remove_file(&path).unwrap();
-    fs::write(&path, written).unwrap();
+    fs::remove_file(&path).expect(MADE_UP);
+    fs::write(&path, written).expect(MADE_UP);
 }
 
 #[test]

@@ -16,7 +16,8 @@ use std::path::{Path, PathBuf};
 
 use clap::error::{ContextKind, ContextValue};
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, Args, Command, CommandFactory, FromArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, CommandFactory, FromArgMatches, ValueEnum};
+use serde::Serialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -36,7 +37,13 @@ pub fn load(
         .try_get_matches_from(args)
         .map_err(|error| ConfigError::refused(error, None))?;
     let (name, matches) = matches.subcommand().expect("clap requires a subcommand");
-    let action = if name == "serve" { Action::Serve } else { Action::Config };
+    let action = match name {
+        "serve" => Action::Serve,
+        "check" => {
+            Action::Check(CheckOptions::from_arg_matches(matches).map_err(ConfigError::Usage)?)
+        }
+        _ => Action::Config,
+    };
 
     let flags = Layer::from_flags(matches);
     let environment = Environment::read(environment)?;
@@ -81,6 +88,64 @@ pub enum Action {
     Serve,
     /// Print the configuration in force.
     Config,
+    /// Say whether the host is fit for it.
+    Check(CheckOptions),
+}
+
+/// What `fanwire check` is asked for, beside the settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Args)]
+pub struct CheckOptions {
+    /// Profile of tuning/ that the host must meet. Without one the host is compared with
+    /// idle-million, and what differs is advice.
+    #[arg(long, value_enum, value_name = "idle-million|low-latency", hide_possible_values = true,
+          help_heading = CHECK)]
+    pub profile: Option<Profile>,
+    /// Connections that must fit.
+    #[arg(long, value_name = "1..100000000", help_heading = CHECK,
+          value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    pub connections: Option<u64>,
+    /// How the report is printed.
+    #[arg(long, value_enum, value_name = "text|json", hide_possible_values = true,
+          default_value = "text", help_heading = CHECK)]
+    pub format: ReportFormat,
+}
+
+const CHECK: &str = "Check";
+
+impl CheckOptions {
+    /// The profile to compare the host with.
+    pub fn profile(self) -> Profile {
+        self.profile.unwrap_or(Profile::IdleMillion)
+    }
+}
+
+/// Host settings for one kind of load; a file of `tuning/`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Profile {
+    /// A million connections, mostly silent.
+    IdleMillion,
+    /// Every message there as soon as can be.
+    LowLatency,
+}
+
+impl Profile {
+    /// Its name on the command line, and of its file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Profile::IdleMillion => "idle-million",
+            Profile::LowLatency => "low-latency",
+        }
+    }
+}
+
+/// How a report is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// Tables for people.
+    Text,
+    /// One object.
+    Json,
 }
 
 #[derive(clap::Parser)]
@@ -98,6 +163,18 @@ enum Subcommand {
     /// Print the effective configuration as a commented TOML file
     #[command(after_help = EXAMPLES)]
     Config(Flags),
+    /// Compare this host with what a server with these settings needs, and forecast how many
+    /// connections it holds; exit code 1 when something must change
+    #[command(after_help = EXAMPLES)]
+    Check(CheckFlags),
+}
+
+#[derive(clap::Args)]
+struct CheckFlags {
+    #[command(flatten)]
+    _options: CheckOptions,
+    #[command(flatten)]
+    _flags: Flags,
 }
 
 #[derive(clap::Args)]
@@ -121,7 +198,8 @@ Examples:
   fanwire serve --listen 0.0.0.0:80 --listen '[::]:80' --admin off
   fanwire serve --shards 8 --cpus 0-3             two shards on each of four CPUs
   fanwire config --shards 8 > fanwire.toml        a commented file with every setting
-  fanwire serve --config fanwire.toml";
+  fanwire serve --config fanwire.toml
+  fanwire check --connections 1000000             would a million fit on this host?";
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]

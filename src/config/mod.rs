@@ -29,7 +29,9 @@ use clap::ArgGroup;
 use serde::Serialize;
 
 pub use change::Change;
-pub use layers::{Action, ConfigError, Loaded, Origin, UnknownVariable, load};
+pub use layers::{
+    Action, CheckOptions, ConfigError, Loaded, Origin, Profile, ReportFormat, UnknownVariable, load,
+};
 pub use value::{Admin, Auto, CpuList, Interval, LogFormat, LogLevel, Size, ValueError};
 
 use value::Parser;

@@ -107,15 +107,21 @@ pub fn connections_per_shard(
 const DESCRIPTORS_RESERVED: usize = 64;
 
 /// How many shards hold `connections`, if each has descriptors for `per_shard` of them (at least
-/// one).
-///
-/// More than the quotient: SO_REUSEPORT deals connections to shards by hash, so their numbers
-/// scatter like any random deal's, by the square root of their mean, and a full shard refuses
-/// although others have room. Five such deviations are kept free.
+/// one): more than the quotient, see [`usable_per_shard`].
 #[must_use]
 pub fn shards_for(connections: usize, per_shard: usize) -> usize {
-    let usable = per_shard.saturating_sub(5 * per_shard.isqrt()).max(1);
-    connections.div_ceil(usable)
+    connections.div_ceil(usable_per_shard(per_shard))
+}
+
+/// The connections that each of several shards may be expected to take before the first of them is
+/// full, if each has descriptors for `per_shard`; at least one.
+///
+/// SO_REUSEPORT deals connections to shards by hash, so their numbers scatter like any random
+/// deal's, by the square root of their mean, and a full shard refuses although others have room.
+/// Five such deviations are kept free.
+#[must_use]
+pub fn usable_per_shard(per_shard: usize) -> usize {
+    per_shard.saturating_sub(5 * per_shard.isqrt()).max(1)
 }
 
 /// The CPUs this process may run on, in rising order; at least one.

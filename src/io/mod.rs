@@ -25,6 +25,7 @@
 pub mod buffers;
 pub mod host;
 pub mod mailbox;
+pub mod readings;
 pub mod socket;
 pub mod thread;
 pub mod uring;

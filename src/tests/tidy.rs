@@ -17,6 +17,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("room", &["protocol", "id", "slab"]),
     ("dialect", &["protocol", "config"]),
     ("shard", &["room", "dialect", "protocol", "io", "config", "id", "slab"]),
+    ("check", &["io", "config"]),
     ("control", &["shard", "io", "config", "logging", "id"]),
 ];
 

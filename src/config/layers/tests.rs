@@ -223,3 +223,31 @@ fn the_printed_configuration_explains_every_key() {
     let explained = printed.lines().filter(|line| line.starts_with("# Accepted: ")).count();
     assert_eq!(explained, settings_command().get_arguments().count());
 }
+
+#[test]
+fn a_check_takes_its_own_options_beside_the_settings() {
+    let check = |flags: &str| {
+        let args = "fanwire check".split(' ').chain(flags.split_whitespace()).map(OsString::from);
+        super::load(args, [])
+    };
+    let loaded = check("--profile low-latency --connections 5 --format json --shards 3").unwrap();
+    let options = CheckOptions {
+        profile: Some(Profile::LowLatency),
+        connections: Some(5),
+        format: ReportFormat::Json,
+    };
+    assert_eq!((loaded.action, loaded.settings.shards), (Action::Check(options), Auto::Set(3)));
+    let loaded = check("").unwrap();
+    let options = CheckOptions { profile: None, connections: None, format: ReportFormat::Text };
+    assert_eq!(loaded.action, Action::Check(options));
+    for name in [Profile::IdleMillion, Profile::LowLatency].map(Profile::name) {
+        let loaded = check(&format!("--profile {name}")).unwrap();
+        assert!(
+            matches!(loaded.action, Action::Check(options) if options.profile().name() == name)
+        );
+    }
+    for wrong in ["--profile fastest", "--connections 0", "--connections 100000001", "--format xml"]
+    {
+        assert!(matches!(check(wrong), Err(ConfigError::Usage(_))), "{wrong}");
+    }
+}
