@@ -28,8 +28,8 @@ RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-p
 
 section 'Shell scripts'
 if command -v shellcheck >/dev/null; then
-  shellcheck -x scripts/*.sh .ci/run
+  shellcheck -x scripts/*.sh bench/peers/*/*.sh .ci/run
 else
-  for script in scripts/*.sh .ci/run; do bash -n "$script"; done
+  for script in scripts/*.sh bench/peers/*/*.sh .ci/run; do bash -n "$script"; done
   echo 'syntax only: shellcheck is not installed'
 fi

@@ -1,22 +1,46 @@
 //! The command line: every option with its unit, default and reason, and what they add up to.
+//!
+//! Options of the commands that make no run stand with their code, in [`compare`](crate::compare),
+//! [`merge`](crate::merge) and [`peers`](crate::peers).
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
 
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
+use crate::compare::CompareArgs;
+use crate::merge::MergeArgs;
+use crate::peers::PeersArgs;
+use crate::plan::Farewell;
+
 /// Load generator for WebSocket servers: honest latency, from one host to a million connections.
 ///
-/// Exit codes: 0 all went well; 1 something was lost, duplicated, reordered or failed; 2 usage.
+/// Exit codes: 0 all went well; 1 something was lost, duplicated, reordered or failed, or is worse
+/// than the tolerance of a comparison; 2 usage.
 /// Templates know {room}, {connection}, {sequence}, {timestamp} and {padding}.
 #[derive(Debug, Parser)]
 #[command(name = "fanwire-bench", version)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub scenario: Scenario,
+    pub command: Command,
+}
+
+/// The commands: every scenario is one.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Makes a run.
+    #[command(flatten)]
+    Run(Box<Scenario>),
+    /// Compare runs: a table of ratios and one picture of their latencies.
+    Compare(CompareArgs),
+    /// Merge the runs of several generators that ran at the same time into one.
+    Merge(MergeArgs),
+    /// Measure other servers beside Fanwire: one table and one picture.
+    Peers(PeersArgs),
 }
 
 /// The scenarios.
@@ -29,6 +53,10 @@ pub enum Scenario {
     Fanout(FanoutArgs),
     /// Round trips to a server that sends everything back.
     Echo(EchoArgs),
+    /// Drop connections in waves and open them again.
+    Storm(StormArgs),
+    /// As fanout, while a share of the members reads slowly or never.
+    Slow(SlowArgs),
 }
 
 /// Options of all scenarios.
@@ -59,14 +87,15 @@ pub struct Common {
     /// Threads [default: as many as --cpus, more if the descriptor limit asks for it].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub threads: Option<u32>,
-    /// CPUs the threads are pinned to in turn [default: not pinned].
-    #[arg(long, value_delimiter = ',')]
-    pub cpus: Vec<usize>,
-    /// Connections opened per second [default: as fast as handshakes are answered].
+    /// CPUs the threads are pinned to in turn, as in 0-3,8 [default: not pinned].
+    #[arg(long)]
+    pub cpus: Option<Cpus>,
+    /// Connections opened per second [default: adaptive, as fast as handshakes are answered
+    /// quickly].
     #[arg(long)]
     pub open_rate: Option<f64>,
-    /// Handshakes under way at once, all threads together.
-    #[arg(long, default_value_t = 256)]
+    /// Handshakes under way at once, all threads together: at most so many when adaptive.
+    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..))]
     pub opening: u32,
     /// How long a handshake, join or closing handshake may take.
     #[arg(long, default_value = "10s", value_parser = parse_duration)]
@@ -75,6 +104,22 @@ pub struct Common {
     /// Do not answer pings.
     #[arg(long)]
     pub no_pong: bool,
+    /// Once all are open, hold them this long before anything else happens; several times, as in
+    /// 20s,60s, make holds that are reported apart [default: 10s in idle, else none].
+    #[arg(long, value_delimiter = ',', value_parser = parse_duration)]
+    #[serde(serialize_with = "each_in_seconds")]
+    pub hold: Vec<Duration>,
+    /// Shell command that runs before the second and each later hold.
+    #[arg(long)]
+    pub hold_command: Option<String>,
+    /// Once all are open, wait for this time (RFC 3339, or seconds since the Unix epoch): several
+    /// generators go on together.
+    #[arg(long)]
+    pub start_at: Option<WallTime>,
+    /// At the end close without FIN and RST: the server's ends stay open, and so the kernel's
+    /// memory for both ends can be told apart (needs CAP_NET_ADMIN).
+    #[arg(long)]
+    pub vanish: bool,
     /// Process of the server, if it is on this host: its memory and CPU go into the report.
     #[arg(long)]
     pub pid: Option<u32>,
@@ -96,10 +141,10 @@ pub struct IdleArgs {
     /// Path of each connection (template).
     #[arg(long, default_value = "/raw/bench-{room}")]
     pub path: String,
-    /// How long to hold all connections.
-    #[arg(long, default_value = "10s", value_parser = parse_duration)]
-    #[serde(serialize_with = "seconds")]
-    pub hold: Duration,
+    /// Send a ping on every connection once per this time, evenly spread [default: none].
+    #[arg(long, value_parser = parse_duration)]
+    #[serde(serialize_with = "in_seconds")]
+    pub ping_interval: Option<Duration>,
 }
 
 /// Options of `fanout`.
@@ -125,9 +170,68 @@ pub struct FanoutArgs {
     /// Open loop: messages per second of all publishers together.
     #[arg(long)]
     pub rate: Option<f64>,
+    /// Messages of each publisher: the run ends with the last delivery of the last one, and has no
+    /// --warmup and no --duration.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub messages: Option<u32>,
     /// The server does not deliver a message to its own publisher.
     #[arg(long)]
     pub sender_excluded: bool,
+}
+
+/// Options of `storm`.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct StormArgs {
+    #[command(flatten)]
+    #[serde(flatten)]
+    /// See [`Common`].
+    pub common: Common,
+    /// Path of each connection (template).
+    #[arg(long, default_value = "/raw/bench-{room}")]
+    pub path: String,
+    /// Waves after the opening.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub waves: u32,
+    /// How long connections stay before a wave drops them.
+    #[arg(long, default_value = "5s", value_parser = parse_duration)]
+    #[serde(serialize_with = "seconds")]
+    pub stay: Duration,
+    /// Share of the connections that a wave drops, above 0, up to 1.
+    #[arg(long, default_value_t = 1.0, value_parser = parse_share)]
+    pub drop: f64,
+    /// How they drop.
+    #[arg(long, default_value = "reset")]
+    pub drop_how: Farewell,
+    /// They come back at random times within this; 0 is all at once.
+    #[arg(long, default_value = "0s", value_parser = parse_duration)]
+    #[serde(serialize_with = "seconds")]
+    pub reconnect_within: Duration,
+    /// After an attempt has failed, when the next one follows.
+    #[arg(long, default_value = "1s", value_parser = parse_duration)]
+    #[serde(serialize_with = "seconds")]
+    pub retry_after: Duration,
+    /// A connection that is not back this long after the drop has failed.
+    #[arg(long, default_value = "60s", value_parser = parse_duration)]
+    #[serde(serialize_with = "seconds")]
+    pub back_within: Duration,
+}
+
+/// Options of `slow`.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct SlowArgs {
+    #[command(flatten)]
+    #[serde(flatten)]
+    /// See [`FanoutArgs`].
+    pub fanout: FanoutArgs,
+    /// Share of the members that are no publishers which reads slowly, above 0, up to 1.
+    #[arg(long, default_value_t = 0.5, value_parser = parse_share)]
+    pub slow_share: f64,
+    /// Bytes per second that each of them reads; 0 is never.
+    #[arg(long, default_value_t = 0)]
+    pub slow_rate: u32,
+    /// Receive buffer of their sockets in bytes (SO_RCVBUF; the kernel doubles it).
+    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1 << 30))]
+    pub slow_buffer: u32,
 }
 
 /// Options of `echo`.
@@ -180,6 +284,8 @@ impl Scenario {
             Self::Idle(_) => "idle",
             Self::Fanout(_) => "fanout",
             Self::Echo(_) => "echo",
+            Self::Storm(_) => "storm",
+            Self::Slow(_) => "slow",
         }
     }
 
@@ -190,6 +296,8 @@ impl Scenario {
             Self::Idle(args) => &args.common,
             Self::Fanout(args) => &args.common,
             Self::Echo(args) => &args.common,
+            Self::Storm(args) => &args.common,
+            Self::Slow(args) => &args.fanout.common,
         }
     }
 
@@ -200,6 +308,8 @@ impl Scenario {
             Self::Idle(args) => &args.path,
             Self::Fanout(args) => &args.path,
             Self::Echo(args) => &args.path,
+            Self::Storm(args) => &args.path,
+            Self::Slow(args) => &args.fanout.path,
         }
     }
 
@@ -207,20 +317,117 @@ impl Scenario {
     #[must_use]
     pub fn load(&self) -> Option<&LoadArgs> {
         match self {
-            Self::Idle(_) => None,
+            Self::Idle(_) | Self::Storm(_) => None,
             Self::Fanout(args) => Some(&args.load),
             Self::Echo(args) => Some(&args.load),
+            Self::Slow(args) => Some(&args.fanout.load),
         }
+    }
+
+    /// What it publishes into rooms, if it does.
+    #[must_use]
+    pub fn fanout(&self) -> Option<&FanoutArgs> {
+        match self {
+            Self::Fanout(args) => Some(args),
+            Self::Slow(args) => Some(&args.fanout),
+            Self::Idle(_) | Self::Echo(_) | Self::Storm(_) => None,
+        }
+    }
+
+    /// How long to hold the open connections, hold by hold.
+    #[must_use]
+    pub fn holds(&self) -> Vec<Duration> {
+        let asked = self.common().hold.clone();
+        let default = matches!(self, Self::Idle(_)) && asked.is_empty();
+        if default { vec![IDLE_HOLD] } else { asked }
     }
 }
 
-fn parse_duration(text: &str) -> Result<Duration, humantime::DurationError> {
+/// How long `idle` holds unless told otherwise.
+const IDLE_HOLD: Duration = Duration::from_secs(10);
+
+/// CPUs by number, in the order they are used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Cpus(pub Vec<usize>);
+
+/// Numbers and ranges: `0-3,8`.
+impl FromStr for Cpus {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut cpus = Vec::new();
+        for part in text.split(',') {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let (first, last) = (first.trim().parse(), last.trim().parse());
+            let (Ok(first), Ok(last @ ..=CPU_MAX)) = (first, last) else {
+                return Err(format!("'{part}' is no CPU and no range of CPUs as in 0-3,8"));
+            };
+            if first > last {
+                return Err(format!("the range '{part}' is empty"));
+            }
+            cpus.extend(first..=last);
+        }
+        Ok(Self(cpus))
+    }
+}
+
+/// The last CPU that Linux can have on any architecture (CONFIG_NR_CPUS).
+const CPU_MAX: usize = 8191;
+
+/// A time on the wall clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WallTime(pub SystemTime);
+
+impl FromStr for WallTime {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let since_epoch = text.parse().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
+        let unix = since_epoch.and_then(|passed| SystemTime::UNIX_EPOCH.checked_add(passed));
+        let time = unix.or_else(|| humantime::parse_rfc3339(text).ok());
+        time.map(Self)
+            .ok_or_else(|| "write 2026-01-31T12:00:00Z, or seconds since the Unix epoch".to_owned())
+    }
+}
+
+impl Serialize for WallTime {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&humantime::format_rfc3339_millis(self.0))
+    }
+}
+
+/// Reads "500ms", "2s" and the like.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, humantime::DurationError> {
     // A bare number is seconds.
     text.parse().map(Duration::from_secs).or_else(|_| humantime::parse_duration(text))
 }
 
-fn seconds<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+/// A duration in a report.
+pub(crate) fn seconds<S: serde::Serializer>(
+    duration: &Duration,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(duration.as_secs_f64())
+}
+
+fn in_seconds<S: serde::Serializer>(
+    duration: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    duration.map(|duration| duration.as_secs_f64()).serialize(serializer)
+}
+
+fn each_in_seconds<S: serde::Serializer>(
+    durations: &[Duration],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(durations.iter().map(Duration::as_secs_f64))
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|&share: &f64| share > 0.0 && share <= 1.0);
+    share.ok_or_else(|| "a share is above 0 and at most 1".to_owned())
 }
 
 #[cfg(test)]
@@ -231,5 +438,34 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn cpus_are_numbers_and_ranges() {
+        let table: &[(&str, Option<&[usize]>)] = &[
+            ("3", Some(&[3])),
+            ("0-3,8", Some(&[0, 1, 2, 3, 8])),
+            ("5-5, 1", Some(&[5, 1])),
+            ("3-1", None),
+            ("", None),
+            ("1,", None),
+            ("-2", None),
+            ("0-99999999999", None),
+        ];
+        for &(text, expected) in table {
+            let parsed = text.parse().ok().map(|Cpus(cpus)| cpus);
+            assert_eq!(parsed.as_deref(), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn times_are_rfc_3339_or_unix_seconds() {
+        let second = SystemTime::UNIX_EPOCH + Duration::from_millis(1_500);
+        for text in ["1.5", "1970-01-01T00:00:01.5Z"] {
+            assert_eq!(text.parse(), Ok(WallTime(second)), "{text}");
+        }
+        for text in ["", "noon", "-1", "1e40", "1970-01-01"] {
+            assert!(text.parse::<WallTime>().is_err(), "{text}");
+        }
     }
 }

@@ -6,168 +6,77 @@
 //!
 //! ```text
 //! Absent -> Connecting -> Upgrading -> Joining -> Ready -> Closing -> Gone
-//!               |             |           |         |         |
-//!               +-------------+-----------+---------+---------+--> Gone (a Failure, or the end)
+//!    ^          |             |           |         |         |        |
+//!    |          +-------------+-----------+---------+---------+--> Gone (a Failure, or the end)
+//!    +-------------------------- in a storm only ----------------------+
 //! ```
 //!
-//! An idle connection is a `Connection` of 16 to 24 bytes here and an armed poll in the kernel;
+//! An idle connection is a `Connection` of 16 bytes here and an armed poll in the kernel;
 //! everything else (`Busy`) exists only while it opens, is in the middle of a frame, or has
 //! bytes to send.
 //!
+//! In a storm the place of a connection is used again. Two things keep the old socket away from
+//! the new one: completions carry the generation of their socket, and a socket is closed only
+//! after the enter that submits what still names its descriptor.
+//!
 //! Source: the server keeps its connections idle the same way; nothing else is shared.
 
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tungstenite::protocol::frame::coding::OpCode;
 
+use crate::failure::{Failure, Failures};
 use crate::measure::Latency;
-use crate::ring::{self, Completion, RECEIVE_BYTES_MAX, Ring};
-use crate::shared::{Counters, Failure, Shared, Stage, add};
-use crate::template::{Template, Values};
-use crate::wire::{self, Control, Upgrade, WireError};
+use crate::plan::{Farewell, Plan};
+use crate::ring::{self, Completion, RECEIVE_BYTES_MAX, Ring, Slot};
+use crate::scenario::{Item, Outbox, Outcome, Place, Script};
+use crate::shared::{Counters, Shared, Stage, add};
+use crate::slow::SlowReaders;
+use crate::template::Values;
+use crate::window::Window;
+use crate::wire::{self, Control, WireError};
 
 /// Connects made between two enters, so that answers are not kept waiting.
 const CONNECTS_PER_TURN: usize = 32;
-/// Closing handshakes under way at once in one thread: a server should not be judged by its
-/// behaviour when everybody leaves in the same millisecond; `storm` is for that.
-const CLOSING_MAX: usize = 256;
-/// Connections per source address: few of its ports, so that finding a free one stays cheap.
-const CONNECTIONS_PER_SOURCE: u32 = 10_000;
+/// Closing handshakes under way at once, all threads together: a server should not be judged by
+/// its behaviour when everybody leaves in the same millisecond; `storm` is for that.
+const CLOSING_MAX: u32 = 2048;
+/// SO_RCVBUF of slow readers once they may read everything.
+const WIDE_BUFFER_BYTES: usize = 1 << 20;
 /// The longest sleep: an upper bound for noticing anything that rings no bell.
 const SLEEP_MAX: Duration = Duration::from_millis(500);
-
-/// What every thread must know to open its connections.
-#[derive(Debug)]
-pub struct Plan {
-    /// The server.
-    pub target: SocketAddr,
-    /// Source addresses in turn; empty: spread over 127.0.0.0/8 if the target is there.
-    pub sources: Vec<IpAddr>,
-    /// The constant part of the upgrade request.
-    pub upgrade: Upgrade,
-    /// The path of each connection.
-    pub path: Template,
-    /// What each connection sends once it is open.
-    pub join: Option<Template>,
-    /// Whether the first message after `join` is its answer.
-    pub join_answered: bool,
-    /// Connections over all threads.
-    pub connections: u32,
-    /// Rooms; connection `n` is in room `n % rooms`.
-    pub rooms: u32,
-    /// Connections opened per second over all threads; `None`: as fast as the server answers.
-    pub open_rate: Option<f64>,
-    /// Handshakes under way at once in one thread.
-    pub opening_max: usize,
-    /// How long a handshake, join included, may take; also a closing handshake.
-    pub handshake_timeout: Duration,
-    /// Whether pings are answered.
-    pub pong: bool,
-}
-
-impl Plan {
-    /// The address connection `number` comes from, if it matters.
-    #[must_use]
-    pub fn source(&self, number: u32) -> Option<IpAddr> {
-        if !self.sources.is_empty() {
-            return Some(self.sources[number as usize % self.sources.len()]);
-        }
-        let loopback = matches!(self.target.ip(), IpAddr::V4(target) if target.is_loopback());
-        loopback.then(|| {
-            // 127.1.0.1 upwards: no address a server is likely to listen on.
-            let index = number / CONNECTIONS_PER_SOURCE;
-            let [_, _, c, _] = ((index / 254) << 8).to_be_bytes();
-            IpAddr::V4(Ipv4Addr::new(127, 1, c, (index % 254 + 1) as u8))
-        })
-    }
-}
-
-/// What a scenario does with connections that are open. Connections are named by their index in
-/// the thread; see [`Place::number`].
-pub trait Script {
-    /// A connection has opened and joined.
-    fn ready(&mut self, connection: u32);
-    /// A ready connection is gone.
-    fn gone(&mut self, connection: u32);
-    /// The run has moved on.
-    fn enter(&mut self, stage: Stage, now: u64, outbox: &mut Outbox);
-    /// A message has arrived, complete.
-    fn message(&mut self, connection: u32, payload: &[u8], now: u64);
-    /// Once per turn, after all messages: send what is due. Returns when it wants the next turn,
-    /// on the clock, if nothing else happens.
-    fn act(&mut self, now: u64, outbox: &mut Outbox) -> Option<u64>;
-    /// The end.
-    fn finish(self: Box<Self>) -> Outcome;
-}
-
-/// What a script found.
-#[derive(Debug, Default)]
-pub struct Outcome {
-    /// From the intended time of a message to each of its deliveries.
-    pub latency: Latency,
-    /// From the intended time of a message to the last of its deliveries.
-    pub to_last: Latency,
-    /// Deliveries that never came.
-    pub lost: u64,
-}
-
-/// Messages a script wants sent.
-#[derive(Debug, Default)]
-pub struct Outbox {
-    messages: Vec<(u32, String)>,
-}
-
-impl Outbox {
-    /// Sends `text` on `connection`. Messages of one turn to one connection leave together.
-    pub fn send(&mut self, connection: u32, text: String) {
-        self.messages.push((connection, text));
-    }
-}
-
-/// Which thread this is, and so which connections it has.
-#[derive(Debug, Clone, Copy)]
-pub struct Place {
-    /// The thread, from 0.
-    pub thread: u32,
-    /// Threads of the run.
-    pub threads: u32,
-}
-
-impl Place {
-    /// The number in the whole run of the thread's connection `index`: dealt like cards, so that
-    /// every thread has a share of every room.
-    #[must_use]
-    pub fn number(self, index: u32) -> u32 {
-        index * self.threads + self.thread
-    }
-
-    /// The index of connection `number` if this thread has it.
-    #[must_use]
-    pub fn index(self, number: u32) -> Option<u32> {
-        (number % self.threads == self.thread).then_some(number / self.threads)
-    }
-
-    /// How many of `connections` this thread has.
-    #[must_use]
-    pub fn share(self, connections: u32) -> u32 {
-        connections / self.threads + u32::from(self.thread < connections % self.threads)
-    }
-}
 
 /// What a worker hands back.
 #[derive(Debug)]
 pub struct Finished {
-    /// From before connect(2) to the 101, or to the answer of the join.
-    pub handshake: Latency,
+    /// The opening, and each wave of a storm after it.
+    pub waves: Vec<Wave>,
     /// What the script found.
     pub outcome: Outcome,
+    /// How slow readers ended that did.
+    pub slow_ended: Failures,
+    /// Slow readers that were still connected when the closing began.
+    pub slow_open: u64,
+}
+
+/// What happened between two drops.
+#[derive(Debug, Default)]
+pub struct Wave {
+    /// From before connect(2) to the 101, or to the answer of the join.
+    pub handshake: Latency,
+    /// Attempts that failed, and connections that ended while they were needed.
+    pub failed: Failures,
+    /// Connections that dropped at its start, on purpose.
+    pub dropped: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,18 +99,26 @@ struct Connection {
     queued: bool,
     /// A send is in the kernel's hands, or the socket is full: what comes waits in `output`.
     sending: bool,
+    /// Sockets it has had before, modulo 256; see [`Slot`].
+    generation: u8,
 }
 
-const ABSENT: Connection =
-    Connection { socket: None, busy: None, phase: Phase::Absent, queued: false, sending: false };
+const ABSENT: Connection = Connection {
+    socket: None,
+    busy: None,
+    phase: Phase::Absent,
+    queued: false,
+    sending: false,
+    generation: 0,
+};
 
 /// The idle connection's share of the memory budget (250 bytes).
-const _: () = assert!(size_of::<Connection>() <= 24);
+const _: () = assert!(size_of::<Connection>() <= 16);
 
 /// What a connection has only while something is going on.
 #[derive(Debug, Default)]
 struct Busy {
-    /// When it began to connect.
+    /// When it began to connect, or to close.
     started: u64,
     accept: String,
     /// The start of a frame or response head whose rest has not come.
@@ -209,6 +126,8 @@ struct Busy {
     /// The fragments of a message so far.
     fragments: Vec<u8>,
     output: Vec<u8>,
+    /// The peer sends nothing more: what it left is read to the end.
+    hung_up: bool,
 }
 
 /// See the module documentation.
@@ -226,14 +145,24 @@ pub struct Engine {
     /// Openings under way, oldest first, and when each began; may name some that are done.
     opening: VecDeque<(u32, u64)>,
     opening_count: usize,
+    window: Window,
+    /// Connections that are still to become ready.
+    awaited: u64,
+    /// Those that come back in a storm, by the time when.
+    returning: BinaryHeap<Reverse<(u64, u32)>>,
+    waves: Vec<Wave>,
+    slow: SlowReaders,
+    slow_open: u64,
+    /// Sockets to close once everything that names them is submitted.
+    ended: Vec<Socket>,
     /// The next connection to close, and how many are closing.
     close_next: u32,
     closing_count: usize,
+    closing_max: usize,
     readable: VecDeque<u32>,
     /// Connections with output to stage.
     dirty: Vec<u32>,
     outbox: Outbox,
-    handshake: Latency,
     masking: u32,
 }
 
@@ -251,24 +180,36 @@ impl Engine {
     ) -> io::Result<Self> {
         let bell = shared.workers[place.thread as usize].bell.clone();
         ring::block_signals();
-        ring::take_private_descriptor_table(bell.descriptor())?;
+        ring::take_private_descriptor_table(shared.workers.iter().map(|worker| &worker.bell))?;
         ring::set_exact_timers();
-        let share = place.share(plan.connections) as usize;
+        let share = place.share(plan.connections);
+        let slow = SlowReaders::new(&plan, place, share);
+        let window = match plan.open_rate {
+            None => Window::adaptive(plan.opening_max, place.threads),
+            Some(_) => Window::fixed(plan.opening_max),
+        };
         Ok(Self {
             ring: Ring::new(bell)?,
             script,
-            connections: std::iter::repeat_with(|| ABSENT).take(share).collect(),
+            connections: std::iter::repeat_with(|| ABSENT).take(share as usize).collect(),
             stage: Stage::Opening,
             begun: 0,
             open_from: shared.clock.now(),
             opening: VecDeque::new(),
             opening_count: 0,
+            window,
+            awaited: u64::from(share),
+            returning: BinaryHeap::new(),
+            waves: vec![Wave::default()],
+            slow,
+            slow_open: 0,
+            ended: Vec::new(),
             close_next: 0,
             closing_count: 0,
+            closing_max: (CLOSING_MAX / place.threads).max(1) as usize,
             readable: VecDeque::new(),
             dirty: Vec::new(),
             outbox: Outbox::default(),
-            handshake: Latency::default(),
             masking: 0x9e37_79b9 ^ place.thread,
             plan,
             shared,
@@ -287,25 +228,37 @@ impl Engine {
             if stage != self.stage {
                 self.stage = stage;
                 self.script.enter(stage, now, &mut self.outbox);
+                self.enter_slow(stage);
             }
             match stage {
-                Stage::Opening => self.open_more(now),
+                Stage::Opening | Stage::Running => self.open_more(now),
+                Stage::Draining => {}
                 Stage::Closing => self.close_more(),
                 Stage::Ended => break,
-                Stage::Running | Stage::Draining => {}
             }
             self.expire(now);
+            if self.slow.is_due(now) {
+                self.queue_slow();
+            }
             let wanted = self.script.act(now, &mut self.outbox);
             self.stage_messages();
             self.stage_receives();
+            // Late in the turn: the descriptors of those who drop are free after the enter.
+            self.begin_wave(now);
             let wait = self.sleep(wanted);
             self.ring.enter(wait)?;
+            self.ended.clear();
             let now = self.shared.clock.now();
             while let Some(completion) = self.ring.reap() {
                 self.handle(completion, now);
             }
         }
-        Ok(Finished { handshake: self.handshake, outcome: self.script.finish() })
+        Ok(Finished {
+            waves: self.waves,
+            outcome: self.script.finish(),
+            slow_ended: self.slow.ended,
+            slow_open: self.slow_open,
+        })
     }
 
     fn counters(&self) -> &Counters {
@@ -314,20 +267,20 @@ impl Engine {
 
     /// How long the ring may wait for something to happen.
     fn sleep(&self, wanted: Option<u64>) -> Duration {
-        let opening =
-            self.stage == Stage::Opening && (self.begun as usize) < self.connections.len();
+        // The send that was just staged may have taken a while: ask the clock again.
+        let now = self.shared.clock.now();
+        let opening = self.opens() && (self.begun as usize) < self.connections.len();
         let closing =
             self.stage == Stage::Closing && (self.close_next as usize) < self.connections.len();
         let ready_to_go = !self.readable.is_empty()
-            || opening
-                && self.opening_count < self.plan.opening_max
-                && self.plan.open_rate.is_none()
-            || closing && self.closing_count < CLOSING_MAX;
+            || !self.ended.is_empty()
+            || opening && self.opening_count < self.window.size() && self.plan.open_rate.is_none()
+            || closing && self.closing_count < self.closing_max;
         if ready_to_go {
             return Duration::ZERO;
         }
-        // The send that was just staged may have taken a while: ask the clock again.
-        let now = self.shared.clock.now();
+        let returning = self.returning.peek().map(|&Reverse((due, _))| due);
+        let wanted = [wanted, returning, self.slow.next()].into_iter().flatten().min();
         let mut wait = wanted.map_or(SLEEP_MAX, |at| Duration::from_nanos(at.saturating_sub(now)));
         if opening && self.plan.open_rate.is_some() {
             wait = wait.min(Duration::from_millis(1));
@@ -338,7 +291,26 @@ impl Engine {
         wait.min(SLEEP_MAX)
     }
 
+    /// Whether connections are opened for the first time in this stage.
+    fn opens(&self) -> bool {
+        self.stage == Stage::Opening || self.stage == Stage::Running && self.plan.storm.is_some()
+    }
+
     fn open_more(&mut self, now: u64) {
+        for _ in 0..CONNECTS_PER_TURN {
+            let Some(index) = self.next_to_open(now) else { return };
+            self.open(index, self.shared.clock.now());
+        }
+    }
+
+    fn next_to_open(&mut self, now: u64) -> Option<u32> {
+        // Who comes back asks for no window: a storm is one because nobody waits for anybody.
+        if let Some(&Reverse((due, index))) = self.returning.peek()
+            && due <= now
+        {
+            self.returning.pop();
+            return Some(index);
+        }
         let allowed = match self.plan.open_rate {
             None => u32::MAX,
             Some(rate) => {
@@ -346,25 +318,24 @@ impl Engine {
                 (seconds * rate / f64::from(self.place.threads)) as u32 + 1
             }
         };
-        for _ in 0..CONNECTS_PER_TURN {
-            let all = self.begun as usize == self.connections.len();
-            if all || self.opening_count >= self.plan.opening_max || self.begun >= allowed {
-                return;
-            }
-            let index = self.begun;
-            self.begun += 1;
-            self.open(index, self.shared.clock.now());
+        let all = self.begun as usize == self.connections.len();
+        let waits = self.opening_count >= self.window.size() || self.begun >= allowed;
+        if !self.opens() || all || waits {
+            return None;
         }
+        self.begun += 1;
+        Some(self.begun - 1)
     }
 
     fn open(&mut self, index: u32, now: u64) {
         let number = self.place.number(index);
         let (socket, connected) = match connect(&self.plan, number) {
             Ok(begun) => begun,
-            Err(error) => return self.count_failure(connect_failure(&error)),
+            Err(error) => return self.fail_attempt(index, connect_failure(&error)),
         };
         let fd = socket.as_raw_fd();
         let connection = &mut self.connections[index as usize];
+        let slot = connection.slot(index);
         connection.socket = Some(socket);
         connection.phase = Phase::Connecting;
         connection.busy = Some(Box::new(Busy { started: now, ..Busy::default() }));
@@ -373,7 +344,7 @@ impl Engine {
         if connected {
             self.upgrade(index);
         } else {
-            self.ring.watch_writable(fd, index);
+            self.ring.watch_writable(fd, slot);
         }
     }
 
@@ -390,76 +361,116 @@ impl Engine {
         let busy = connection.busy.get_or_insert_default();
         busy.accept = opening.accept;
         busy.output = opening.request;
-        self.ring.watch(socket.as_raw_fd(), index);
+        self.ring.watch(socket.as_raw_fd(), connection.slot(index));
         self.flush(index);
     }
 
     fn handle(&mut self, completion: Completion, now: u64) {
         match completion {
             Completion::Bell => {}
-            Completion::Readable { slot, armed } => {
-                let connection = &mut self.connections[slot as usize];
-                let Some(socket) = &connection.socket else { return };
-                if !armed {
-                    self.ring.watch(socket.as_raw_fd(), slot);
-                }
-                if !connection.queued {
-                    connection.queued = true;
-                    self.readable.push_back(slot);
-                }
+            Completion::Readable { slot, armed, hung_up } => {
+                self.handle_readable(slot, armed, hung_up);
             }
             Completion::Writable { slot } => self.handle_writable(slot),
             Completion::Received { slot, result, buffer } => {
-                match result {
-                    Ok(0) => self.end(slot, None),
-                    Ok(len) => {
-                        self.receive(slot, &buffer[..len], now);
-                        let connection = &mut self.connections[slot as usize];
-                        // The poll is edge-triggered: a full buffer means that there may be more.
-                        if len == RECEIVE_BYTES_MAX && connection.socket.is_some() {
-                            connection.queued = true;
-                            self.readable.push_back(slot);
-                        }
-                    }
-                    Err(errno) if is_transient(errno) => {}
-                    Err(_) => self.end(slot, None),
-                }
+                self.handle_received(slot, result, &buffer, now);
                 self.ring.give_back(buffer);
             }
             Completion::Sent { slot, result, bytes } => self.handle_sent(slot, result, bytes),
         }
     }
 
-    fn handle_writable(&mut self, slot: u32) {
-        let connection = &mut self.connections[slot as usize];
-        let Some(socket) = &connection.socket else { return };
-        if connection.phase == Phase::Connecting {
-            match socket.take_error() {
-                Ok(None) => self.upgrade(slot),
-                Ok(Some(error)) | Err(error) => self.end(slot, Some(connect_failure(&error))),
-            }
-        } else {
-            connection.sending = false;
-            self.flush(slot);
+    /// The connection that `slot` names, unless its socket is gone.
+    fn find(&mut self, slot: Slot) -> Option<&mut Connection> {
+        let connection = &mut self.connections[slot.index as usize];
+        (connection.generation == slot.generation && connection.socket.is_some())
+            .then_some(connection)
+    }
+
+    fn handle_readable(&mut self, slot: Slot, armed: bool, hung_up: bool) {
+        let Some(connection) = self.find(slot) else { return };
+        if hung_up {
+            connection.busy.get_or_insert_default().hung_up = true;
+        }
+        if !armed && let Some(socket) = &connection.socket {
+            let fd = socket.as_raw_fd();
+            self.ring.watch(fd, slot);
+        }
+        if self.reading_limit(slot.index).is_none() {
+            self.queue(slot.index);
         }
     }
 
-    fn handle_sent(&mut self, slot: u32, result: Result<usize, i32>, mut bytes: Vec<u8>) {
-        let connection = &mut self.connections[slot as usize];
+    /// Lets a connection receive in its turn.
+    fn queue(&mut self, index: u32) {
+        let connection = &mut self.connections[index as usize];
+        if !connection.queued {
+            connection.queued = true;
+            self.readable.push_back(index);
+        }
+    }
+
+    fn handle_received(&mut self, slot: Slot, result: Result<usize, i32>, buffer: &[u8], now: u64) {
+        if self.find(slot).is_none() {
+            return;
+        }
+        let index = slot.index;
+        match result {
+            Ok(0) => self.end(index, Failure::Disconnected),
+            Ok(len) => {
+                if self.plan.is_slow(self.place.number(index)) {
+                    add(&self.counters().slow_bytes, len as u64);
+                }
+                self.receive(index, &buffer[..len], now);
+                let Some(connection) = self.find(slot) else { return };
+                let hung_up = connection.busy.as_ref().is_some_and(|busy| busy.hung_up);
+                // The poll is edge-triggered: a full buffer means that there may be more, and
+                // after a hang-up there is: the end itself.
+                if len == RECEIVE_BYTES_MAX || hung_up {
+                    self.queue(index);
+                }
+            }
+            Err(errno) if is_transient(errno) => {}
+            Err(_) => self.end(index, Failure::Reset),
+        }
+    }
+
+    fn handle_writable(&mut self, slot: Slot) {
+        let Some(connection) = self.find(slot) else { return };
+        let Some(socket) = &connection.socket else { return };
+        if connection.phase == Phase::Connecting {
+            match socket.take_error() {
+                Ok(None) => self.upgrade(slot.index),
+                Ok(Some(error)) | Err(error) => self.end(slot.index, connect_failure(&error)),
+            }
+        } else {
+            connection.sending = false;
+            self.flush(slot.index);
+        }
+    }
+
+    fn handle_sent(&mut self, slot: Slot, result: Result<usize, i32>, mut bytes: Vec<u8>) {
+        let index = slot.index;
+        let Some(connection) = self.find(slot) else { return };
         let Some(socket) = &connection.socket else { return };
         match result {
-            Err(_) => self.end(slot, None),
+            // Receiving says so, too, and before that what the server still had to say.
+            Err(_) => {
+                connection.busy.get_or_insert_default().hung_up = true;
+                self.queue(index);
+            }
             Ok(taken) if taken < bytes.len() => {
                 bytes.drain(..taken);
+                let fd = socket.as_raw_fd();
                 let busy = connection.busy.get_or_insert_default();
                 bytes.append(&mut busy.output);
                 busy.output = bytes;
-                self.ring.watch_writable(socket.as_raw_fd(), slot);
+                self.ring.watch_writable(fd, slot);
             }
             Ok(_) => {
                 connection.sending = false;
-                self.flush(slot);
-                self.rest(slot);
+                self.flush(index);
+                self.rest(index);
             }
         }
     }
@@ -467,10 +478,11 @@ impl Engine {
     /// Hands the connection's output to the ring unless a send is on its way.
     fn flush(&mut self, index: u32) {
         let connection = &mut self.connections[index as usize];
+        let slot = connection.slot(index);
         let (Some(socket), Some(busy)) = (&connection.socket, &mut connection.busy) else { return };
         if !connection.sending && !busy.output.is_empty() {
             connection.sending = true;
-            self.ring.send(socket.as_raw_fd(), index, std::mem::take(&mut busy.output));
+            self.ring.send(socket.as_raw_fd(), slot, std::mem::take(&mut busy.output));
         }
     }
 
@@ -486,27 +498,79 @@ impl Engine {
     fn stage_receives(&mut self) {
         while self.ring.receives_left() > 0 {
             let Some(index) = self.readable.pop_front() else { return };
+            let bytes_max = self.reading_limit(index).unwrap_or(RECEIVE_BYTES_MAX);
             let connection = &mut self.connections[index as usize];
             connection.queued = false;
-            if let Some(socket) = &connection.socket {
-                self.ring.receive(socket.as_raw_fd(), index);
+            if let Some(socket) = &connection.socket
+                && bytes_max > 0
+            {
+                self.ring.receive(socket.as_raw_fd(), connection.slot(index), bytes_max);
+            }
+        }
+    }
+
+    /// How much a connection may read at a time, if it is a slow reader that is held back: from
+    /// when it is ready until the load is over, or the server has ended it.
+    fn reading_limit(&self, index: u32) -> Option<usize> {
+        if !self.plan.is_slow(self.place.number(index)) || self.stage >= Stage::Draining {
+            return None;
+        }
+        let connection = &self.connections[index as usize];
+        let hung_up = connection.busy.as_ref().is_some_and(|busy| busy.hung_up);
+        (connection.phase == Phase::Ready && !hung_up).then(|| self.slow.reading_bytes())
+    }
+
+    fn enter_slow(&mut self, stage: Stage) {
+        match stage {
+            // The load is over: they read all that is left, to see what became of them.
+            Stage::Draining => {
+                self.widen_slow();
+                self.queue_slow();
+            }
+            Stage::Closing => {
+                let phase = |&index: &u32| self.connections[index as usize].phase;
+                let open = self.slow.indexes.iter().map(phase).filter(|&p| p == Phase::Ready);
+                self.slow_open = open.count() as u64;
+            }
+            Stage::Opening | Stage::Running | Stage::Ended => {}
+        }
+    }
+
+    /// Gives slow readers room for whole segments: with little, reading on takes minutes.
+    fn widen_slow(&self) {
+        for &index in &self.slow.indexes {
+            if let Some(socket) = &self.connections[index as usize].socket {
+                // As far as net.core.rmem_max allows.
+                let _ = socket.set_recv_buffer_size(WIDE_BUFFER_BYTES);
+            }
+        }
+    }
+
+    fn queue_slow(&mut self) {
+        for at in 0..self.slow.indexes.len() {
+            let index = self.slow.indexes[at];
+            if self.connections[index as usize].phase == Phase::Ready {
+                self.queue(index);
             }
         }
     }
 
     /// Turns what the script wants sent into frames and stages one send per connection.
     fn stage_messages(&mut self) {
-        let mut messages = std::mem::take(&mut self.outbox.messages);
-        for (index, text) in messages.drain(..) {
+        let mut items = self.outbox.take();
+        for (index, item) in items.drain(..) {
             let key = self.masking_key();
             let connection = &mut self.connections[index as usize];
             if connection.phase == Phase::Ready {
-                let busy = connection.busy.get_or_insert_default();
-                wire::write_text(text, key, &mut busy.output);
+                let output = &mut connection.busy.get_or_insert_default().output;
+                match item {
+                    Item::Text(text) => wire::write_text(text, key, output),
+                    Item::Ping(payload) => wire::write_ping(&payload, key, output),
+                }
                 self.dirty.push(index);
             }
         }
-        self.outbox.messages = messages;
+        self.outbox.give_back(items);
         let mut dirty = std::mem::take(&mut self.dirty);
         for index in dirty.drain(..) {
             self.flush(index);
@@ -516,11 +580,15 @@ impl Engine {
 
     /// Unpredictable is not needed against our own server; different is (RFC 6455 section 10.3).
     fn masking_key(&mut self) -> [u8; 4] {
+        self.random().to_ne_bytes()
+    }
+
+    fn random(&mut self) -> u32 {
         // Xorshift (Marsaglia).
         self.masking ^= self.masking << 13;
         self.masking ^= self.masking >> 17;
         self.masking ^= self.masking << 5;
-        self.masking.to_ne_bytes()
+        self.masking
     }
 
     /// Deals with received bytes: completes what was begun, keeps what is incomplete.
@@ -541,10 +609,10 @@ impl Engine {
                 Ok(len) => used += len,
                 Err(error) => {
                     let failure = match error {
-                        WireError::Status(_) => Failure::Status,
+                        WireError::Status(status) => Failure::Status(Some(status)),
                         WireError::Handshake | WireError::Frame => Failure::Protocol,
                     };
-                    return self.end(index, Some(failure));
+                    return self.end(index, failure);
                 }
             }
         }
@@ -572,14 +640,16 @@ impl Engine {
         let Some(frame) = wire::read_frame(input)? else { return Ok(0) };
         match frame.opcode {
             OpCode::Control(Control::Ping) => {
-                add(&self.counters().pings, 1);
+                add(&self.counters().pings_received, 1);
                 if self.plan.pong {
+                    add(&self.counters().pings_answered, 1);
                     let key = self.masking_key();
                     let busy = self.connections[index as usize].busy.get_or_insert_default();
                     wire::write_pong(frame.payload, key, &mut busy.output);
                 }
             }
-            OpCode::Control(Control::Close) => self.handle_close(index),
+            OpCode::Control(Control::Close) => self.handle_close(index, frame.payload),
+            OpCode::Control(Control::Pong) => self.script.pong(index, frame.payload, now),
             OpCode::Control(_) => {}
             OpCode::Data(_) => self.handle_data(index, &frame, now),
         }
@@ -603,6 +673,8 @@ impl Engine {
     fn message(&mut self, index: u32, payload: &[u8], now: u64) {
         match self.connections[index as usize].phase {
             Phase::Joining => self.ready(index, now),
+            // What slow readers hear, and when, is not judged.
+            Phase::Ready if self.plan.is_slow(self.place.number(index)) => {}
             Phase::Ready => self.script.message(index, payload, now),
             // Late ones while closing are nobody's business.
             _ => {}
@@ -630,65 +702,120 @@ impl Engine {
         let connection = &mut self.connections[index as usize];
         connection.phase = Phase::Ready;
         if let Some(busy) = &mut connection.busy {
-            self.handshake.record(now.saturating_sub(busy.started));
+            let took = now.saturating_sub(busy.started);
             busy.accept = String::new();
+            self.window.answered(took, now);
+            self.waves.last_mut().expect("the opening is one").handshake.record(took);
         }
         self.opening_count -= 1;
+        self.awaited -= 1;
+        let counters = self.counters();
+        add(&counters.ready, 1);
+        counters.awaited.store(self.awaited, Relaxed);
+        counters.ready_ns.store(now, Relaxed);
+        if !self.plan.is_slow(self.place.number(index)) {
+            self.room(index).fetch_add(1, Relaxed);
+            self.script.ready(index);
+        }
+    }
+
+    /// The ready members of a connection's room.
+    fn room(&self, index: u32) -> &AtomicU32 {
         let room = self.place.number(index) % self.plan.rooms;
-        self.shared.rooms[room as usize].fetch_add(1, Relaxed);
-        add(&self.counters().ready, 1);
-        self.script.ready(index);
+        &self.shared.rooms[room as usize]
     }
 
     /// A close frame has come: answers it if it is the first, and ends the connection.
-    fn handle_close(&mut self, index: u32) {
+    fn handle_close(&mut self, index: u32, payload: &[u8]) {
         let key = self.masking_key();
         let connection = &self.connections[index as usize];
         if connection.phase == Phase::Closing {
-            add(&self.counters().closed_clean, 1);
+            if self.stage == Stage::Closing {
+                add(&self.counters().closed_clean, 1);
+            }
         } else if let Some(socket) = &connection.socket {
             let mut close = Vec::new();
             wire::write_close(key, &mut close);
             // At once, because the socket is gone after this; if it does not fit, so be it.
             let _ = socket.send(&close);
         }
-        self.end(index, None);
+        self.end(index, Failure::Closed(Some(wire::close_code(payload))));
+    }
+
+    /// Begins the wave that a storm is in, if that has not been done: some connections drop.
+    fn begin_wave(&mut self, now: u64) {
+        let wave = self.shared.wave();
+        let Some(storm) = self.plan.storm.filter(|_| self.waves.len() as u32 <= wave) else {
+            return;
+        };
+        let mut dropped = 0;
+        self.waves.push(Wave::default());
+        for index in 0..self.connections.len() as u32 {
+            let ready = self.connections[index as usize].phase == Phase::Ready;
+            if ready && storm.has(self.place.number(index)) {
+                self.awaited += 1;
+                dropped += 1;
+                self.dismiss(index, storm.how, now);
+            }
+        }
+        self.waves.last_mut().expect("just pushed").dropped = dropped;
+        self.counters().awaited.store(self.awaited, Relaxed);
+        self.shared.workers[self.place.thread as usize].wave.store(wave, Release);
     }
 
     fn close_more(&mut self) {
-        while self.closing_count < CLOSING_MAX {
-            let Some(connection) = self.connections.get_mut(self.close_next as usize) else {
-                return;
-            };
+        for _ in 0..self.closing_max {
             let index = self.close_next;
+            let Some(connection) = self.connections.get(index as usize) else { return };
+            if self.closing_count >= self.closing_max {
+                return;
+            }
             self.close_next += 1;
             match connection.phase {
-                Phase::Ready => {}
+                Phase::Ready => {
+                    self.dismiss(index, self.plan.farewell, self.shared.clock.now());
+                }
                 // Only after Ctrl-C: nobody waits for it any more.
                 Phase::Connecting | Phase::Upgrading | Phase::Joining => {
-                    self.end(index, None);
-                    continue;
+                    self.end(index, Failure::HandshakeCut);
                 }
-                Phase::Absent | Phase::Closing | Phase::Gone => continue,
+                Phase::Absent | Phase::Closing | Phase::Gone => {}
             }
-            connection.phase = Phase::Closing;
-            self.closing_count += 1;
-            let now = self.shared.clock.now();
-            self.opening.push_back((index, now));
-            let key = self.masking_key();
-            let busy = self.connections[index as usize].busy.get_or_insert_default();
-            wire::write_close(key, &mut busy.output);
-            self.flush(index);
         }
+    }
+
+    /// Begins to end a ready connection from our side, or does so at once.
+    fn dismiss(&mut self, index: u32, how: Farewell, now: u64) {
+        let key = self.masking_key();
+        let connection = &mut self.connections[index as usize];
+        let Some(socket) = &connection.socket else { return };
+        connection.phase = Phase::Closing;
+        self.closing_count += 1;
+        match how {
+            Farewell::Close => {
+                let busy = connection.busy.get_or_insert_default();
+                busy.started = now;
+                wire::write_close(key, &mut busy.output);
+                self.opening.push_back((index, now));
+                return self.flush(index);
+            }
+            Farewell::Reset => socket.set_linger(Some(Duration::ZERO)),
+            Farewell::Vanish => ring::close_silently(socket.as_raw_fd()),
+        }
+        .expect("options of a TCP socket; the permission was tried at start-up");
+        self.end(index, Failure::Disconnected);
     }
 
     /// Ends openings and closings that take too long.
     fn expire(&mut self, now: u64) {
         let timeout = self.plan.handshake_timeout.as_nanos() as u64;
         while let Some(&(index, began)) = self.opening.front() {
-            let phase = self.connections[index as usize].phase;
-            let pending = match phase {
-                Phase::Connecting | Phase::Upgrading | Phase::Joining | Phase::Closing => true,
+            let connection = &self.connections[index as usize];
+            let pending = match connection.phase {
+                // The place may be that of a later attempt by now.
+                Phase::Connecting | Phase::Upgrading | Phase::Joining | Phase::Closing => {
+                    connection.busy.as_ref().is_some_and(|busy| busy.started == began)
+                }
                 Phase::Absent | Phase::Ready | Phase::Gone => false,
             };
             if pending && now < began + timeout {
@@ -696,57 +823,102 @@ impl Engine {
             }
             self.opening.pop_front();
             if pending {
-                self.end(index, Some(Failure::Timeout));
+                self.end(index, Failure::Timeout);
             }
         }
     }
 
-    /// Ends a connection from any phase; `failure` where the phase does not say why.
-    fn end(&mut self, index: u32, failure: Option<Failure>) {
+    /// Ends a connection from any phase. `failure` counts where it was still needed.
+    fn end(&mut self, index: u32, failure: Failure) {
         let connection = &mut self.connections[index as usize];
+        let slot = connection.slot(index);
         let Some(socket) = connection.socket.take() else { return };
         let phase = std::mem::replace(&mut connection.phase, Phase::Gone);
+        let sending = std::mem::take(&mut connection.sending);
         connection.busy = None;
+        connection.generation = connection.generation.wrapping_add(1);
         if phase != Phase::Connecting {
-            self.ring.unwatch(index);
+            self.ring.unwatch(slot);
         }
-        drop(socket);
+        if phase == Phase::Connecting || sending {
+            self.ring.unwatch_writable(slot);
+        }
+        self.ended.push(socket);
+        let needed = self.stage < Stage::Closing;
         match phase {
             Phase::Connecting | Phase::Upgrading | Phase::Joining => {
                 self.opening_count -= 1;
-                if self.stage < Stage::Closing {
-                    self.count_failure(failure.unwrap_or(Failure::HandshakeCut));
-                }
+                let cut = failure.is_disconnection();
+                self.fail_attempt(index, if cut { Failure::HandshakeCut } else { failure });
             }
             Phase::Ready => {
                 self.leave(index);
-                if self.stage < Stage::Closing {
-                    self.count_failure(failure.unwrap_or(Failure::Disconnected));
+                if needed && self.plan.is_slow(self.place.number(index)) {
+                    self.slow.ended.count(failure);
+                } else if needed {
+                    self.count_failure(failure);
+                }
+                if needed && let Some(storm) = self.plan.storm {
+                    self.awaited += 1;
+                    self.counters().awaited.store(self.awaited, Relaxed);
+                    self.come_back(index, storm.retry_after);
                 }
             }
             Phase::Closing => {
                 self.closing_count -= 1;
                 self.leave(index);
+                if needed && let Some(storm) = self.plan.storm {
+                    let part = f64::from(self.random()) / f64::from(u32::MAX);
+                    self.come_back(index, storm.within.mul_f64(part));
+                }
             }
             Phase::Absent | Phase::Gone => unreachable!("those have no socket"),
         }
     }
 
-    fn leave(&mut self, index: u32) {
-        add(&self.counters().ended, 1);
-        let room = self.place.number(index) % self.plan.rooms;
-        self.shared.rooms[room as usize].fetch_sub(1, Relaxed);
-        self.script.gone(index);
+    /// An attempt to open a connection has failed: the last one, but in a storm.
+    fn fail_attempt(&mut self, index: u32, failure: Failure) {
+        self.window.trouble(self.shared.clock.now());
+        if self.stage >= Stage::Closing {
+            return;
+        }
+        self.count_failure(failure);
+        if let Some(storm) = self.plan.storm {
+            return self.come_back(index, storm.retry_after);
+        }
+        self.awaited -= 1;
+        self.counters().awaited.store(self.awaited, Relaxed);
     }
 
-    fn count_failure(&self, failure: Failure) {
-        add(&self.counters().failed[failure as usize], 1);
+    fn come_back(&mut self, index: u32, after: Duration) {
+        let due = self.shared.clock.now() + after.as_nanos() as u64;
+        self.returning.push(Reverse((due, index)));
+    }
+
+    fn leave(&mut self, index: u32) {
+        add(&self.counters().ended, 1);
+        if !self.plan.is_slow(self.place.number(index)) {
+            self.room(index).fetch_sub(1, Relaxed);
+            self.script.gone(index);
+        }
+    }
+
+    fn count_failure(&mut self, failure: Failure) {
+        add(&self.counters().failed, 1);
+        self.waves.last_mut().expect("the opening is one").failed.count(failure);
+    }
+}
+
+impl Connection {
+    fn slot(&self, index: u32) -> Slot {
+        Slot { index, generation: self.generation }
     }
 }
 
 impl Busy {
     fn is_idle(&self) -> bool {
-        self.input.is_empty() && self.fragments.is_empty() && self.output.is_empty()
+        let empty = self.input.is_empty() && self.fragments.is_empty() && self.output.is_empty();
+        empty && !self.hung_up
     }
 }
 
@@ -756,6 +928,10 @@ fn connect(plan: &Plan, number: u32) -> io::Result<(Socket, bool)> {
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = Socket::new_raw(domain, kind, Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
+    if let Some(slow) = plan.slow.filter(|slow| slow.has(number)) {
+        // Before the connect, which offers the window that follows from it.
+        socket.set_recv_buffer_size(slow.buffer as usize)?;
+    }
     if let Some(source) = plan.source(number) {
         ring::choose_port_at_connect(socket.as_raw_fd())?;
         socket.bind(&SocketAddr::new(source, 0).into())?;

@@ -1,26 +1,39 @@
 //! Load generator for WebSocket servers.
 //!
 //! ```text
-//! main -> run -> {engine, scenario, report}      run: the main thread, stage by stage
-//!                engine -> {ring, wire}          engine: one worker thread and its connections
-//!                scenario -> {template, sequence}  what is sent, and whether all of it arrived
-//!                report -> {host, plot}          one folder per run
+//! main -> run -> {conductor, engine, facts}      run: from the command line to the report
+//!         conductor -> {progress, host}          the main thread, stage by stage
+//!         engine -> {ring, wire, window, slow}   one worker thread and its connections
+//!         scenario -> {template, sequence}       what is sent, and whether all of it arrived
+//!         facts -> report -> {sections, plot}    the figures, and one folder per run
+//! main -> {compare, merge} -> {report, plot}     folders of runs in, figures out
+//! main -> peers -> {host, plot}                  other servers, and this binary as their load
 //! ```
 //!
 //! Threads share [`shared::Shared`] and nothing else. Not one line is shared with the server: what
 //! measures it must not have its bugs. Only [`ring`] has unsafe code.
 
 pub mod cli;
+pub mod compare;
+pub mod conductor;
 pub mod engine;
+pub mod facts;
+pub mod failure;
 pub mod host;
 pub mod measure;
+pub mod merge;
+pub mod peers;
+pub mod plan;
 pub mod plot;
 pub mod progress;
 pub mod report;
 pub mod ring;
 pub mod run;
 pub mod scenario;
+pub mod sections;
 pub mod sequence;
 pub mod shared;
+pub mod slow;
 pub mod template;
+pub mod window;
 pub mod wire;

@@ -1,22 +1,48 @@
 //! The `fanwire-bench` binary: command line in, exit code out.
 
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use fanwire_bench::cli::Cli;
-use fanwire_bench::run;
+use fanwire_bench::cli::{Cli, Command};
+use fanwire_bench::{compare, merge, peers, run};
 
 /// Exit codes: 0 all went well, 1 something did not (the report says what), 2 usage.
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run::run(&cli.scenario) {
-        Ok(report) => {
-            print!("{report}");
-            if report.verdict.passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    match &Cli::parse().command {
+        Command::Run(scenario) => {
+            finish(run::run(scenario), |report| report.verdict.passed, run::RunError::is_usage)
+        }
+        Command::Compare(args) => {
+            let compared = compare::compare(args);
+            finish(compared, |comparison| comparison.passed, compare::CompareError::is_usage)
+        }
+        Command::Merge(args) => {
+            let merged = merge::merge(args);
+            finish(merged, |merged| merged.report.verdict.passed, merge::MergeError::is_usage)
+        }
+        Command::Peers(args) => {
+            finish(peers::peers(args), |peers| peers.passed, peers::PeersError::is_usage)
+        }
+    }
+}
+
+/// Prints what came out and finds the exit code for it.
+fn finish<T: Display, E: Display>(
+    outcome: Result<T, E>,
+    passed: impl FnOnce(&T) -> bool,
+    is_usage: impl FnOnce(&E) -> bool,
+) -> ExitCode {
+    match outcome {
+        Ok(outcome) => {
+            // Whoever closed standard output wants no more of it.
+            let _ = write!(io::stdout(), "{outcome}");
+            if passed(&outcome) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {
             eprintln!("fanwire-bench: {error}");
-            if error.is_usage() { ExitCode::from(2) } else { ExitCode::FAILURE }
+            if is_usage(&error) { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

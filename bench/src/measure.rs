@@ -3,14 +3,27 @@
 //! One clock for all threads: nanoseconds since the Unix epoch at start-up, monotonic from there
 //! on, so that a step of the wall clock never shows up as latency. Histograms keep three digits
 //! from a microsecond to an hour in constant memory; values are nanoseconds.
+//!
+//! `latency.hlog` keeps them without loss: an interval log of HdrHistogram, one tagged interval
+//! for each, as long as the run. Its tools read it (HistogramLogProcessor's default ratio makes
+//! milliseconds of it), and so do `compare` and `merge`.
 
 use std::fmt::Write;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
+use hdrhistogram::serialization::interval_log::{
+    IntervalLogIterator, IntervalLogWriterBuilder, LogEntry, Tag,
+};
+use hdrhistogram::serialization::{Deserializer, V2DeflateSerializer};
+use thiserror::Error;
 
 const LOWEST_NS: u64 = 1_000;
 const HIGHEST_NS: u64 = 3_600_000_000_000;
+/// What makes a log ours; any other may be in any unit.
+const UNIT: &str = "[Unit: nanoseconds]";
 /// Lines per halving of the distance to 100 % in the percentile text, as HdrHistogram prints it.
 const TICKS_PER_HALF: u32 = 5;
 
@@ -124,6 +137,66 @@ impl Latency {
     }
 }
 
+/// The text of `latency.hlog`: `histograms` by their tags, of a run that began at `started` and
+/// took `length`. Empty ones are left out.
+///
+/// # Panics
+/// When a tag has a comma, a space or a line break.
+#[must_use]
+pub fn to_hlog(started: SystemTime, length: Duration, histograms: &[(&str, &Latency)]) -> Vec<u8> {
+    let mut text = Vec::new();
+    let mut serializer = V2DeflateSerializer::new();
+    let mut log = IntervalLogWriterBuilder::new()
+        .add_comment("[Histogram log format version 1.3]")
+        .add_comment(UNIT)
+        .with_start_time(started)
+        .with_base_time(started)
+        .with_max_value_divisor(1e6)
+        .begin_log_with(&mut text, &mut serializer)
+        .expect("a Vec takes all");
+    for (tag, latency) in histograms.iter().filter(|(_, latency)| latency.count() > 0) {
+        let tag = Tag::new(tag).expect("tags are words");
+        log.write_histogram(&latency.histogram, Duration::ZERO, length, Some(tag))
+            .expect("a Vec takes all, and memory is what bounds a histogram");
+    }
+    text
+}
+
+/// Why a log cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum HlogError {
+    /// Its values may be anything.
+    #[error("it does not say that its values are nanoseconds, so it is not of this program")]
+    Unit,
+    /// It ends early or was damaged.
+    #[error("it is damaged or cut off")]
+    Damaged,
+}
+
+/// The histograms of a text that [`to_hlog`] made, by their tags.
+///
+/// # Errors
+/// [`HlogError`]
+pub fn from_hlog(text: &[u8]) -> Result<Vec<(String, Latency)>, HlogError> {
+    let unit = format!("#{UNIT}");
+    if !text.split(|&byte| byte == b'\n').any(|line| line == unit.as_bytes()) {
+        return Err(HlogError::Unit);
+    }
+    let mut deserializer = Deserializer::new();
+    let mut histograms = Vec::new();
+    for entry in IntervalLogIterator::new(text) {
+        let LogEntry::Interval(interval) = entry.map_err(|_| HlogError::Damaged)? else { continue };
+        let bytes = STANDARD.decode(interval.encoded_histogram());
+        let bytes = bytes.map_err(|_| HlogError::Damaged)?;
+        let read: Histogram<u64> =
+            deserializer.deserialize(&mut &bytes[..]).map_err(|_| HlogError::Damaged)?;
+        let mut latency = Latency::default();
+        latency.histogram.add(read).map_err(|_| HlogError::Damaged)?;
+        histograms.push((interval.tag().map_or(String::new(), |tag| tag.to_string()), latency));
+    }
+    Ok(histograms)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,5 +216,39 @@ mod tests {
         assert!(text.contains("#[Max     =     5.00"), "{text}");
         assert_eq!(Latency::default().quantile(0.99), 0);
         assert!((latency.quantile(0.5) as f64 / 501_000.0 - 1.0).abs() < 0.002);
+    }
+
+    #[test]
+    fn logs_lose_nothing() {
+        let mut whole = Latency::default();
+        let mut halves = [Latency::default(), Latency::default()];
+        for n in 0..2000_u64 {
+            let ns = 1000 + n * n * 777;
+            whole.record(ns);
+            halves[n as usize % 2].record(ns);
+        }
+        let text = |latency| to_hlog(UNIX_EPOCH, Duration::from_secs(1), &[("delivery", latency)]);
+        let mut merged = Latency::default();
+        for half in &halves {
+            let read = from_hlog(&text(half)).expect("our own");
+            assert_eq!(read.len(), 1);
+            assert_eq!(read[0].0, "delivery");
+            assert_eq!(read[0].1.histogram, half.histogram);
+            merged.merge(&read[0].1);
+        }
+        assert_eq!(merged.histogram, whole.histogram);
+        assert_eq!(merged.to_hgrm(), whole.to_hgrm());
+    }
+
+    #[test]
+    fn logs_that_are_not_ours_or_not_whole_are_refused() {
+        let mut latency = Latency::default();
+        latency.record(5_000);
+        let text = to_hlog(UNIX_EPOCH, Duration::from_secs(1), &[("delivery", &latency)]);
+        let error = |text: &[u8]| from_hlog(text).map(|_| ()).expect_err("not whole");
+        assert_eq!(error(&text[..text.len() - 9]), HlogError::Damaged);
+        assert_eq!(error(b"#[StartTime: 0.000 (seconds since epoch)]\n"), HlogError::Unit);
+        let empty = to_hlog(UNIX_EPOCH, Duration::ZERO, &[("delivery", &Latency::default())]);
+        assert!(from_hlog(&empty).expect("no intervals").is_empty());
     }
 }

@@ -39,8 +39,9 @@ impl Progress {
     /// Says where the step is; `message` is made only when it is shown.
     pub fn set(&mut self, position: u64, message: impl FnOnce() -> String) {
         if let Some(bar) = &self.bar {
-            bar.set_position(position);
+            // In this order: each of them draws, and no new position stands by an old message.
             bar.set_message(message());
+            bar.set_position(position);
         } else if self.last_line.elapsed() >= LINE_EVERY {
             self.last_line = Instant::now();
             self.line(position, &message());

@@ -10,10 +10,10 @@
 //! - `MSG_WAITALL` makes the kernel try the whole send before it reports a short one.
 //! - A thread takes a private descriptor table first: `RLIMIT_NOFILE` counts per table.
 //!
-//! Never: interprets bytes, knows connections (a slot is a number that comes back). This is the
+//! Never: interprets bytes, knows connections (a slot is a name that comes back). This is the
 //! only file of the generator with unsafe code.
 //!
-//! Sources: io_uring_enter(2), io_uring_setup(2), close_range(2), ip(7).
+//! Sources: io_uring_enter(2), io_uring_setup(2), close_range(2), ip(7), tcp(7).
 #![allow(unsafe_code, reason = "the one file that talks to the kernel directly")]
 
 use std::fs::File;
@@ -38,25 +38,37 @@ const COMPLETIONS: u32 = 32 * 1024;
 /// Completions after which an enter runs no more deferred task work.
 const COMPLETIONS_PER_ENTER: usize = 1024;
 
+/// Whom an operation is for. A completion may come when its socket is long gone and the place is
+/// another's: then the generation differs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot {
+    /// The connection, as its thread counts.
+    pub index: u32,
+    /// Which of the sockets that this connection has had; starts over after 256.
+    pub generation: u8,
+}
+
 /// What the kernel says, per slot.
 #[derive(Debug)]
 pub enum Completion {
     /// Something can be received (or the peer is gone). `armed` says whether the poll goes on.
     Readable {
         /// The watched slot.
-        slot: u32,
+        slot: Slot,
         /// False: call [`Ring::watch`] again to hear more.
         armed: bool,
+        /// The peer sends nothing more.
+        hung_up: bool,
     },
     /// Output fits again, or a connect has finished.
     Writable {
         /// The watched slot.
-        slot: u32,
+        slot: Slot,
     },
     /// A receive is done. Hand the buffer back with [`Ring::give_back`].
     Received {
         /// The slot it was for.
-        slot: u32,
+        slot: Slot,
         /// Bytes at the start of `buffer`; 0 at the end of the stream; or an errno.
         result: Result<usize, i32>,
         /// The buffer that was lent.
@@ -65,7 +77,7 @@ pub enum Completion {
     /// A send is done.
     Sent {
         /// The slot it was for.
-        slot: u32,
+        slot: Slot,
         /// Bytes taken (0 when the socket is full), or an errno.
         result: Result<usize, i32>,
         /// The bytes that were moved in.
@@ -97,9 +109,7 @@ impl Bell {
         Ok(Self { file: Arc::new(File::from(fd)) })
     }
 
-    /// Its descriptor: a private table must keep it.
-    #[must_use]
-    pub fn descriptor(&self) -> RawFd {
+    fn descriptor(&self) -> RawFd {
         self.file.as_raw_fd()
     }
 
@@ -160,23 +170,31 @@ impl Ring {
     }
 
     /// Reports every time `socket` becomes readable, until [`unwatch`](Self::unwatch).
-    pub fn watch(&mut self, socket: RawFd, slot: u32) {
+    pub fn watch(&mut self, socket: RawFd, slot: Slot) {
         let events = (libc::POLLIN | libc::POLLRDHUP) as u32;
         let poll = opcode::PollAdd::new(Fd(socket), events).multi(true).build();
-        self.push(poll.user_data(user_data(kind::READABLE, slot)));
+        self.push(poll.user_data(slot_data(kind::READABLE, slot)));
     }
 
     /// Ends [`watch`](Self::watch): without it a closed socket would live on in the armed poll.
-    pub fn unwatch(&mut self, slot: u32) {
-        let remove = opcode::PollRemove::new(user_data(kind::READABLE, slot)).build();
-        let remove = remove.flags(squeue::Flags::SKIP_SUCCESS);
-        self.push(remove.user_data(user_data(kind::UNWATCH, slot)));
+    pub fn unwatch(&mut self, slot: Slot) {
+        self.remove_poll(slot_data(kind::READABLE, slot));
     }
 
     /// Reports once that `socket` is writable.
-    pub fn watch_writable(&mut self, socket: RawFd, slot: u32) {
+    pub fn watch_writable(&mut self, socket: RawFd, slot: Slot) {
         let poll = opcode::PollAdd::new(Fd(socket), libc::POLLOUT as u32).build();
-        self.push(poll.user_data(user_data(kind::WRITABLE, slot)));
+        self.push(poll.user_data(slot_data(kind::WRITABLE, slot)));
+    }
+
+    /// Ends [`watch_writable`](Self::watch_writable) early, for the same reason.
+    pub fn unwatch_writable(&mut self, slot: Slot) {
+        self.remove_poll(slot_data(kind::WRITABLE, slot));
+    }
+
+    fn remove_poll(&mut self, poll: u64) {
+        let remove = opcode::PollRemove::new(poll).build().flags(squeue::Flags::SKIP_SUCCESS);
+        self.push(remove.user_data(user_data(kind::UNWATCH, 0)));
     }
 
     /// How many more receives this enter may carry.
@@ -185,11 +203,12 @@ impl Ring {
         RECEIVES_MAX - self.receiving.len()
     }
 
-    /// Receives up to [`RECEIVE_BYTES_MAX`] bytes that are there already.
-    pub fn receive(&mut self, socket: RawFd, slot: u32) {
+    /// Receives up to `bytes_max` bytes, at most [`RECEIVE_BYTES_MAX`], that are there already.
+    pub fn receive(&mut self, socket: RawFd, slot: Slot, bytes_max: usize) {
         let mut buffer =
             self.free.pop().unwrap_or_else(|| vec![0; RECEIVE_BYTES_MAX].into_boxed_slice());
-        let receive = opcode::Recv::new(Fd(socket), buffer.as_mut_ptr(), buffer.len() as u32)
+        let len = buffer.len().min(bytes_max) as u32;
+        let receive = opcode::Recv::new(Fd(socket), buffer.as_mut_ptr(), len)
             .flags(libc::MSG_DONTWAIT)
             .build();
         let index = self.receiving.insert(slot, buffer);
@@ -203,7 +222,7 @@ impl Ring {
 
     /// Sends as much of `bytes` as the socket takes now. One send per slot at a time: a second
     /// one would follow a short first one and corrupt the stream.
-    pub fn send(&mut self, socket: RawFd, slot: u32, bytes: Vec<u8>) {
+    pub fn send(&mut self, socket: RawFd, slot: Slot, bytes: Vec<u8>) {
         let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX >> 1);
         let flags = libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
         let send = opcode::Send::new(Fd(socket), bytes.as_ptr(), len).flags(flags).build();
@@ -297,17 +316,20 @@ impl Ring {
 
     fn translate(&mut self, entry: &cqueue::Entry) -> Option<Completion> {
         let (kind, number) = ((entry.user_data() >> 56) as u8, entry.user_data() as u32);
+        let slot = Slot { index: number, generation: (entry.user_data() >> 32) as u8 };
         let result = match entry.result() {
             result if result < 0 => Err(-result),
             result => Ok(result.cast_unsigned() as usize),
         };
         let armed = cqueue::more(entry.flags());
         match kind {
-            kind::READABLE => match result {
-                Err(libc::ECANCELED) => None,
-                _ => Some(Completion::Readable { slot: number, armed }),
-            },
-            kind::WRITABLE => Some(Completion::Writable { slot: number }),
+            kind::READABLE | kind::WRITABLE if result == Err(libc::ECANCELED) => None,
+            kind::READABLE => {
+                let ends = (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) as usize;
+                let hung_up = result.is_ok_and(|events| events & ends != 0);
+                Some(Completion::Readable { slot, armed, hung_up })
+            }
+            kind::WRITABLE => Some(Completion::Writable { slot }),
             kind::RECEIVE => {
                 let (slot, buffer) = self.receiving.remove(number);
                 Some(Completion::Received { slot, result, buffer })
@@ -336,7 +358,7 @@ impl Ring {
 /// Memory in the kernel's hands, by a dense index.
 #[derive(Debug)]
 struct InFlight<T> {
-    places: Vec<Option<(u32, T)>>,
+    places: Vec<Option<(Slot, T)>>,
     free: Vec<u32>,
 }
 
@@ -351,7 +373,7 @@ impl<T> InFlight<T> {
         self.places.len() - self.free.len()
     }
 
-    fn insert(&mut self, slot: u32, memory: T) -> u32 {
+    fn insert(&mut self, slot: Slot, memory: T) -> u32 {
         let index = self.free.pop().unwrap_or_else(|| {
             self.places.push(None);
             self.places.len() as u32 - 1
@@ -360,7 +382,7 @@ impl<T> InFlight<T> {
         index
     }
 
-    fn remove(&mut self, index: u32) -> (u32, T) {
+    fn remove(&mut self, index: u32) -> (Slot, T) {
         self.free.push(index);
         self.places[index as usize].take().expect("one completion per operation")
     }
@@ -370,19 +392,29 @@ const fn user_data(kind: u8, number: u32) -> u64 {
     (kind as u64) << 56 | number as u64
 }
 
+const fn slot_data(kind: u8, slot: Slot) -> u64 {
+    user_data(kind, slot.index) | (slot.generation as u64) << 32
+}
+
 /// Gives the calling thread a descriptor table of its own that holds the standard streams and
-/// `keep` under its number, and nothing else.
+/// `bells` under their numbers, and nothing else. All bells that it may ever ring must be among
+/// them: under the number of another one there may be one of its sockets later.
 ///
 /// # Errors
 /// What close_range(2) says; `EPERM` where a sandbox forbids it.
-pub fn take_private_descriptor_table(keep: RawFd) -> io::Result<()> {
-    let keep = keep.cast_unsigned();
+pub fn take_private_descriptor_table<'b>(bells: impl Iterator<Item = &'b Bell>) -> io::Result<()> {
+    let mut keep: Vec<_> = bells.map(|bell| bell.descriptor().cast_unsigned()).collect();
+    keep.sort_unstable();
     // The first call also unshares the table; an empty range (MAX..=MAX) does just that.
     close_range(u32::MAX, u32::MAX, libc::CLOSE_RANGE_UNSHARE)?;
-    if keep > 3 {
-        close_range(3, keep - 1, 0)?;
+    let mut from = 3;
+    for fd in keep.into_iter().filter(|&fd| fd >= 3) {
+        if fd > from {
+            close_range(from, fd - 1, 0)?;
+        }
+        from = fd + 1;
     }
-    close_range(keep.max(2) + 1, u32::MAX, 0)
+    close_range(from, u32::MAX, 0)
 }
 
 fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
@@ -399,17 +431,23 @@ fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
 /// # Errors
 /// What setsockopt(2) says.
 pub fn choose_port_at_connect(socket: RawFd) -> io::Result<()> {
+    switch_on(socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT)
+}
+
+/// Makes closing `socket` silent: no FIN and no RST, so that the other end stays as it was and
+/// knows nothing of it, as after a power cut (tcp(7), `TCP_REPAIR`).
+///
+/// # Errors
+/// What setsockopt(2) says: `EPERM` without CAP_NET_ADMIN.
+pub fn close_silently(socket: RawFd) -> io::Result<()> {
+    switch_on(socket, libc::IPPROTO_TCP, libc::TCP_REPAIR)
+}
+
+fn switch_on(socket: RawFd, level: libc::c_int, option: libc::c_int) -> io::Result<()> {
     let on: libc::c_int = 1;
+    let len = size_of_val(&on) as libc::socklen_t;
     // SAFETY: the option value is a live c_int and its length is given.
-    let result = unsafe {
-        libc::setsockopt(
-            socket,
-            libc::IPPROTO_IP,
-            libc::IP_BIND_ADDRESS_NO_PORT,
-            (&raw const on).cast(),
-            size_of_val(&on) as libc::socklen_t,
-        )
-    };
+    let result = unsafe { libc::setsockopt(socket, level, option, (&raw const on).cast(), len) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -437,6 +475,8 @@ mod tests {
 
     use super::*;
 
+    const SLOT: Slot = Slot { index: 7, generation: 3 };
+
     fn next(ring: &mut Ring) -> Completion {
         loop {
             if let Some(completion) = ring.reap() {
@@ -450,23 +490,32 @@ mod tests {
     fn memory_comes_back_with_its_completion() {
         let mut ring = Ring::new(Bell::new().expect("bell")).expect("ring");
         let (ours, mut theirs) = UnixStream::pair().expect("pair");
-        ring.watch(ours.as_raw_fd(), 7);
-        ring.send(ours.as_raw_fd(), 7, b"ping".to_vec());
-        let Completion::Sent { slot: 7, result: Ok(4), bytes } = next(&mut ring) else {
+        ring.watch(ours.as_raw_fd(), SLOT);
+        ring.send(ours.as_raw_fd(), SLOT, b"ping".to_vec());
+        let Completion::Sent { slot: SLOT, result: Ok(4), bytes } = next(&mut ring) else {
             panic!("the send comes first")
         };
         assert_eq!(bytes, b"ping");
         let mut read = [0; 4];
         theirs.read_exact(&mut read).expect("read");
         theirs.write_all(b"pong!").expect("write");
-        assert!(matches!(next(&mut ring), Completion::Readable { slot: 7, armed: true }));
-        ring.receive(ours.as_raw_fd(), 7);
-        let Completion::Received { result: Ok(5), buffer, .. } = next(&mut ring) else {
-            panic!("five bytes are there")
-        };
-        assert_eq!(&buffer[..5], b"pong!");
-        ring.give_back(buffer);
+        let readable = next(&mut ring);
+        assert!(
+            matches!(readable, Completion::Readable { slot: SLOT, armed: true, hung_up: false }),
+            "{readable:?}"
+        );
+        for (bytes_max, expected) in [(2, &b"po"[..]), (RECEIVE_BYTES_MAX, b"ng!")] {
+            ring.receive(ours.as_raw_fd(), SLOT, bytes_max);
+            let Completion::Received { slot: SLOT, result: Ok(len), buffer } = next(&mut ring)
+            else {
+                panic!("there is something to receive")
+            };
+            assert_eq!(&buffer[..len], expected);
+            ring.give_back(buffer);
+        }
         assert_eq!(ring.receives_left(), RECEIVES_MAX);
+        drop(theirs);
+        assert!(matches!(next(&mut ring), Completion::Readable { hung_up: true, .. }));
     }
 
     #[test]
@@ -478,14 +527,48 @@ mod tests {
             assert!(matches!(next(&mut ring), Completion::Bell));
         }
         let (ours, mut theirs) = UnixStream::pair().expect("pair");
-        ring.watch(ours.as_raw_fd(), 1);
+        ring.watch(ours.as_raw_fd(), SLOT);
+        // One that is writable at once would have fired: this one waits.
+        fill(&ours);
+        ring.watch_writable(ours.as_raw_fd(), SLOT);
         ring.enter(Duration::ZERO).expect("enter");
-        ring.unwatch(1);
+        ring.unwatch(SLOT);
+        ring.unwatch_writable(SLOT);
         drop(ours);
         ring.enter(Duration::ZERO).expect("enter");
         // The poll lets go of its socket in deferred work, which the next wait runs.
         ring.enter(Duration::from_millis(1)).expect("enter");
         theirs.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
-        assert_eq!(theirs.read(&mut [0]).expect("the end, not a timeout"), 0);
+        theirs.read_to_end(&mut Vec::new()).expect("the end, not a timeout");
+    }
+
+    #[test]
+    fn threads_with_tables_of_their_own_ring_each_others_bells() {
+        let bells: Vec<_> = (0..3).map(|_| Bell::new().expect("bell")).collect();
+        for bell in &bells {
+            let other = std::thread::scope(|scope| {
+                let ringer = || {
+                    take_private_descriptor_table(bells.iter()).expect("a table");
+                    // What takes the lowest free numbers must not be what is rung.
+                    let sockets: Vec<_> =
+                        (0..4).map(|_| UnixStream::pair().expect("pair")).collect();
+                    bell.ring();
+                    sockets.iter().all(|(ours, _)| {
+                        ours.set_nonblocking(true).expect("an option");
+                        (&mut &*ours).read(&mut [0]).is_err()
+                    })
+                };
+                scope.spawn(ringer).join().expect("no panic")
+            });
+            assert!(other, "nothing was written to a socket");
+            let mut count = [0; 8];
+            (&*bell.file).read_exact(&mut count).expect("it has rung");
+            assert_eq!(u64::from_ne_bytes(count), 1);
+        }
+    }
+
+    fn fill(socket: &UnixStream) {
+        socket.set_nonblocking(true).expect("an option");
+        while (&*socket).write(&[0; 4096]).is_ok() {}
     }
 }

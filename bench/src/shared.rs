@@ -1,10 +1,12 @@
 //! What the threads of a run share: the stage, the counters, the rooms, the bells.
 //!
-//! The main thread alone moves the run from stage to stage; workers read it every tick. Counters
-//! have one writer each (their worker) and are read by the main thread for progress, timeline and
-//! figures, so relaxed order is enough everywhere: nothing else is published through them.
+//! The main thread alone moves the run from stage to stage, and a storm from wave to wave; workers
+//! read both every tick. Counters have one writer each (their worker) and are read by the main
+//! thread for progress, timeline and figures, so relaxed order is enough: nothing else is published
+//! through them. The one exception is [`Worker::wave`], which comes after the counters of the waves
+//! before.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
 use crate::measure::Clock;
@@ -29,42 +31,6 @@ pub enum Stage {
 const STAGES: [Stage; 5] =
     [Stage::Opening, Stage::Running, Stage::Draining, Stage::Closing, Stage::Ended];
 
-/// Why a connection failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Failure {
-    /// Nobody listens.
-    Refused,
-    /// No free source port: more `--source` addresses or a wider port range.
-    NoPort,
-    /// `RLIMIT_NOFILE` of the thread's table: more `--threads`.
-    NoDescriptor,
-    /// Any other error of connect(2).
-    Connect,
-    /// No answer within the handshake timeout.
-    Timeout,
-    /// An HTTP status other than 101.
-    Status,
-    /// The peer reset or ended the connection before it was open.
-    HandshakeCut,
-    /// What came was not the protocol.
-    Protocol,
-    /// Closed by the server while it was needed.
-    Disconnected,
-}
-
-/// All failures with the names they have in reports, in the order of their numbers.
-pub const FAILURES: [(Failure, &str); 9] = [
-    (Failure::Refused, "refused"),
-    (Failure::NoPort, "no_source_port"),
-    (Failure::NoDescriptor, "no_descriptor"),
-    (Failure::Connect, "connect"),
-    (Failure::Timeout, "handshake_timeout"),
-    (Failure::Status, "handshake_status"),
-    (Failure::HandshakeCut, "handshake_cut"),
-    (Failure::Protocol, "protocol"),
-    (Failure::Disconnected, "disconnected"),
-];
-
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// Counters of one worker, which alone writes them.
@@ -72,18 +38,16 @@ macro_rules! counters {
         #[repr(align(128))]
         pub struct Counters {
             $($(#[$doc])* pub $name: AtomicU64,)*
-            /// Failed connections, by [`Failure`].
-            pub failed: [AtomicU64; FAILURES.len()],
             /// The worst latency since the main thread last took it, in nanoseconds.
             pub worst_ns: AtomicU64,
+            /// When a connection last became ready, on the clock.
+            pub ready_ns: AtomicU64,
         }
 
         /// The counters of all workers added up.
         #[derive(Debug, Clone, Copy, Default)]
         pub struct Totals {
             $($(#[$doc])* pub $name: u64,)*
-            /// Failed connections, by [`Failure`].
-            pub failed: [u64; FAILURES.len()],
         }
 
         impl Shared {
@@ -93,9 +57,6 @@ macro_rules! counters {
                 let mut totals = Totals::default();
                 for worker in &self.workers {
                     $(totals.$name += worker.counters.$name.load(Relaxed);)*
-                    for (total, failed) in totals.failed.iter_mut().zip(&worker.counters.failed) {
-                        *total += failed.load(Relaxed);
-                    }
                 }
                 totals
             }
@@ -104,10 +65,14 @@ macro_rules! counters {
 }
 
 counters! {
+    /// Connections that are still to become ready. A worker begins with all of its own.
+    awaited,
     /// Connections that were opened and, where they join, have joined.
     ready,
     /// Of these, how many ended again, by whomever.
     ended,
+    /// Failed attempts to connect, and connections that ended while they were needed.
+    failed,
     /// Connections that ended with a close frame from both sides.
     closed_clean,
     /// Messages handed to the kernel.
@@ -126,8 +91,16 @@ counters! {
     foreign,
     /// Windows given up because deliveries did not come.
     stalled,
-    /// Pings answered (or seen).
-    pings,
+    /// The server's pings.
+    pings_received,
+    /// Of these, how many were answered.
+    pings_answered,
+    /// Our own pings.
+    pings_sent,
+    /// The answers to them.
+    pongs_received,
+    /// Bytes that slow readers have taken.
+    slow_bytes,
 }
 
 impl Counters {
@@ -149,6 +122,8 @@ pub struct Worker {
     pub counters: Counters,
     /// Wakes it.
     pub bell: Bell,
+    /// The wave it has begun: its connections that are to drop have begun to.
+    pub wave: AtomicU32,
 }
 
 /// See the module documentation.
@@ -161,6 +136,7 @@ pub struct Shared {
     /// Ready members per room.
     pub rooms: Vec<AtomicU32>,
     stage: AtomicU8,
+    wave: AtomicU32,
     measure_from: AtomicU64,
     measure_until: AtomicU64,
 }
@@ -169,12 +145,13 @@ impl Shared {
     /// The state at the start of a run.
     #[must_use]
     pub fn new(bells: Vec<Bell>, rooms: u32) -> Self {
-        let worker = |bell| Worker { counters: Counters::default(), bell };
+        let worker = |bell| Worker { counters: Counters::default(), bell, wave: AtomicU32::new(0) };
         Self {
             clock: Clock::start(),
             workers: bells.into_iter().map(worker).collect(),
             rooms: (0..rooms).map(|_| AtomicU32::new(0)).collect(),
             stage: AtomicU8::new(Stage::Opening as u8),
+            wave: AtomicU32::new(0),
             measure_from: AtomicU64::new(u64::MAX),
             measure_until: AtomicU64::new(u64::MAX),
         }
@@ -189,9 +166,40 @@ impl Shared {
     /// Moves the run on and wakes every worker.
     pub fn enter(&self, stage: Stage) {
         self.stage.store(stage as u8, Relaxed);
+        self.wake();
+    }
+
+    /// The wave a storm is in; 0 is the opening.
+    #[must_use]
+    pub fn wave(&self) -> u32 {
+        self.wave.load(Relaxed)
+    }
+
+    /// Begins the next wave: connections drop and come back.
+    pub fn next_wave(&self) {
+        self.wave.fetch_add(1, Relaxed);
+        self.wake();
+    }
+
+    /// Whether every worker has begun the wave that was asked for. What it counted before that
+    /// is counted.
+    #[must_use]
+    pub fn has_wave_begun(&self) -> bool {
+        let wave = self.wave();
+        self.workers.iter().all(|worker| worker.wave.load(Acquire) == wave)
+    }
+
+    fn wake(&self) {
         for worker in &self.workers {
             worker.bell.ring();
         }
+    }
+
+    /// When a connection last became ready, on the clock.
+    #[must_use]
+    pub fn last_ready_ns(&self) -> u64 {
+        let last = self.workers.iter().map(|worker| worker.counters.ready_ns.load(Relaxed));
+        last.max().unwrap_or(0)
     }
 
     /// Sets when figures begin (nanoseconds on the clock).

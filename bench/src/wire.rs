@@ -148,6 +148,17 @@ pub fn write_pong(payload: &[u8], masking_key: [u8; 4], out: &mut Vec<u8>) {
     write(Frame::pong(payload.to_vec()), masking_key, out);
 }
 
+/// Appends a ping.
+pub fn write_ping(payload: &[u8], masking_key: [u8; 4], out: &mut Vec<u8>) {
+    write(Frame::ping(payload.to_vec()), masking_key, out);
+}
+
+/// The code in the payload of a close frame; 1005 if there is none (RFC 6455 section 7.1.5).
+#[must_use]
+pub fn close_code(payload: &[u8]) -> u16 {
+    payload.first_chunk().map_or(1005, |&code| u16::from_be_bytes(code))
+}
+
 /// Appends a normal close.
 pub fn write_close(masking_key: [u8; 4], out: &mut Vec<u8>) {
     let close = CloseFrame { code: CloseCode::Normal, reason: "".into() };
@@ -206,5 +217,6 @@ mod tests {
         assert_eq!(out, [0x81, 0x82, 1, 2, 3, 4, b'a' ^ 1, b'b' ^ 2]);
         write_close([0; 4], &mut out);
         assert_eq!(out[8..], [0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8]);
+        assert_eq!((close_code(&out[14..]), close_code(&[])), (1000, 1005));
     }
 }

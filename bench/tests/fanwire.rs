@@ -7,12 +7,12 @@
 mod support;
 
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::{Bench, Run, free_address};
+use serde_json::json;
+use support::{Bench, Run, fanwire_binary, free_address};
 
 /// A server of our own, ended when dropped.
 struct Fanwire {
@@ -22,14 +22,16 @@ struct Fanwire {
 
 impl Fanwire {
     fn start() -> Option<Self> {
-        let Some(binary) = binary() else {
-            eprintln!("skipped: no fanwire binary; cargo build it or set FANWIRE_BIN");
-            return None;
-        };
+        Self::start_with(&[])
+    }
+
+    fn start_with(options: &[&str]) -> Option<Self> {
+        let binary = fanwire_binary()?;
         let address = free_address();
         let process = Command::new(binary)
             .args(["serve", "--shards", "1", "--echo", "--admin", "off"])
             .args(["--listen", &address.to_string()])
+            .args(options)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -40,6 +42,18 @@ impl Fanwire {
             thread::sleep(Duration::from_millis(10));
         }
         Some(Self { process, address })
+    }
+
+    /// Connections of the server in the state ESTABLISHED (proc_pid_net(5)).
+    fn established(&self) -> usize {
+        let table = std::fs::read_to_string("/proc/net/tcp").expect("on every Linux");
+        let port = format!(":{:04X}", self.address.port());
+        let is_ours = |line: &&str| {
+            let mut words = line.split_whitespace().skip(1);
+            let (local, _remote) = (words.next(), words.next());
+            local.is_some_and(|local| local.ends_with(&port)) && words.next() == Some("01")
+        };
+        table.lines().filter(is_ours).count()
     }
 
     fn run(&self, scenario: &str, options: &[&str]) -> Run {
@@ -53,14 +67,6 @@ impl Drop for Fanwire {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-fn binary() -> Option<PathBuf> {
-    if let Some(binary) = std::env::var_os("FANWIRE_BIN") {
-        return Some(binary.into());
-    }
-    let beside = Path::new(env!("CARGO_BIN_EXE_fanwire-bench")).with_file_name("fanwire");
-    beside.exists().then_some(beside)
 }
 
 #[test]
@@ -109,4 +115,91 @@ fn echoes_large_messages() {
     let run = server.run("echo", &[&options[..], &["--warmup", "0", "-d", "300ms"]].concat());
     assert_eq!(run.exit_code, 0, "{}", run.output);
     assert!(run.report["traffic"]["delivered"].as_u64() > Some(4), "{}", run.output);
+}
+
+#[test]
+fn a_storm_drops_connections_and_all_come_back() {
+    let Some(server) = Fanwire::start() else { return };
+    for how in ["reset", "close"] {
+        let waves = ["--waves", "4", "--stay", "0", "--drop", "0.5", "--drop-how", how];
+        let run = server.run("storm", &[&["-c", "400", "--threads", "3"][..], &waves].concat());
+        assert_eq!(run.exit_code, 0, "{how}: {}", run.output);
+        let waves = run.report["storm"]["waves"].as_array().expect("waves");
+        assert_eq!(waves.len(), 4);
+        for wave in waves {
+            assert_eq!((&wave["dropped"], &wave["back"]), (&json!(200), &json!(200)), "{wave}");
+            assert_eq!((&wave["missing"], &wave["failed"]), (&json!(0), &json!({})), "{wave}");
+        }
+        assert_eq!(run.report["closing"], json!({"clean": 400, "unclean": 0}), "{how}");
+    }
+}
+
+#[test]
+fn slow_readers_are_cut_off_and_nobody_else_notices() {
+    let small = ["--raw-message-bytes-max", "16KiB", "--ws-message-bytes-max", "16KiB"];
+    let options = [&small[..], &["--high-water-mark", "64KiB"]].concat();
+    let Some(server) = Fanwire::start_with(&options) else { return };
+    // 16 MB for everyone: more than the kernel keeps for those who read nothing, or 4 kB/s.
+    let load = ["--rate", "800", "--payload", "10000", "--warmup", "0", "-d", "2s"];
+    for rate in ["0", "4000"] {
+        let slow = ["-c", "21", "--slow-share", "0.5", "--slow-rate", rate];
+        let run = server.run("slow", &[&slow[..], &load].concat());
+        assert_eq!(run.exit_code, 0, "{}", run.output);
+        let slow = &run.report["slow"];
+        assert_eq!((&slow["connections"], &slow["open"]), (&json!(10), &json!(0)), "{slow}");
+        assert_eq!(slow["ended"], json!({"disconnected_1013": 10}), "{slow}");
+        let traffic = &run.report["traffic"];
+        assert_eq!((&traffic["lost"], &traffic["duplicated"]), (&json!(0), &json!(0)));
+        let published = traffic["to_last"]["count"].as_u64().expect("a number");
+        assert_eq!(traffic["latency"]["count"], published * 11, "the healthy ones");
+        assert_eq!(run.report["opening"]["failed"], json!({}));
+        assert!(run.report["server_rss_kib_max"].as_u64() > Some(0));
+    }
+}
+
+#[test]
+fn slow_readers_that_keep_up_stay() {
+    let Some(server) = Fanwire::start() else { return };
+    let load = ["--rate", "50", "--payload", "100", "--warmup", "0", "-d", "1s"];
+    let slow = ["-c", "9", "--slow-share", "1", "--slow-rate", "20000"];
+    let run = server.run("slow", &[&slow[..], &load].concat());
+    assert_eq!(run.exit_code, 0, "{}", run.output);
+    let slow = &run.report["slow"];
+    assert_eq!((&slow["connections"], &slow["open"]), (&json!(8), &json!(8)), "{slow}");
+    assert!(slow["bytes_under_load"].as_u64() > Some(0), "{slow}");
+}
+
+#[test]
+fn vanished_connections_stay_open_at_the_server() {
+    let Some(server) = Fanwire::start() else { return };
+    let options = ["-c", "300", "--messages", "3", "--hold", "0,0", "--vanish"];
+    let run = server.run("fanout", &options);
+    if run.exit_code == 1 && run.output.contains("CAP_NET_ADMIN") {
+        eprintln!("skipped: not permitted to close silently");
+        return;
+    }
+    assert_eq!(run.exit_code, 0, "{}", run.output);
+    assert_eq!(run.report["traffic"]["to_last"]["count"], 3);
+    assert_eq!(run.report["holds"].as_array().map(Vec::len), Some(2));
+    assert_eq!(server.established(), 300, "the generator is gone, and nobody has told the server");
+    // How much memory that is shows only on a host where nothing else happens, and may not show in
+    // a container.
+    let kernel = &run.report["kernel"];
+    for end in ["server", "generator", "both"].iter().filter(|_| !kernel.is_null()) {
+        assert!(kernel[format!("{end}_bytes_per_connection")].is_f64(), "{end}: {kernel}");
+    }
+}
+
+#[test]
+fn an_idle_connection_costs_at_most_250_bytes() {
+    let Some(server) = Fanwire::start() else { return };
+    // The difference of two runs: what threads, rings and buffers take does not grow with them.
+    let rss_kib = |connections: &str| {
+        let options = ["-c", connections, "--threads", "2", "--hold", "0"];
+        let run = server.run("idle", &options);
+        assert_eq!(run.exit_code, 0, "{}", run.output);
+        run.report["generator"]["open"]["rss_kib"].as_f64().expect("a number")
+    };
+    let grown = (rss_kib("15000") - rss_kib("3000")) * 1024.0;
+    assert!(grown / 12_000.0 <= 250.0, "{:.0} B per connection", grown / 12_000.0);
 }

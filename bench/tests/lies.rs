@@ -23,7 +23,8 @@ fn an_honest_server_passes() {
     let run = fanout(Lie::None, &[]);
     assert_eq!(run.exit_code, 0, "{}", run.output);
     let traffic = &run.report["traffic"];
-    assert!(traffic["delivered"].as_u64() > Some(0));
+    // The two threads wake each other: a window waits for no timer (which would make it some ten).
+    assert!(traffic["published"].as_u64() > Some(40), "{traffic}");
     for count in ["lost", "duplicated", "reordered", "foreign", "stalled"] {
         assert_eq!(traffic[count], 0, "{count}");
     }
@@ -87,6 +88,103 @@ fn a_refused_connection_is_a_failure_with_a_cause() {
 }
 
 #[test]
+fn what_the_server_says_about_a_failure_is_part_of_its_cause() {
+    let hub = Hub::start(Lie::Refuse { from: 1, until: 4 });
+    let run = Bench::run("idle", hub.address(), &["-c", "6", "--hold", "0"]);
+    assert_eq!(run.exit_code, 1, "{}", run.output);
+    assert_eq!(run.report["opening"]["failed"], json!({"handshake_status_503": 3}));
+    assert_eq!(run.report["opening"]["ready"], 3);
+    let run = fanout(Lie::Close { at: 3, code: 1011 }, &[]);
+    assert_eq!(run.exit_code, 1, "{}", run.output);
+    assert_eq!(run.report["opening"]["failed"], json!({"disconnected_1011": 5}));
+}
+
+#[test]
+fn in_a_storm_failed_attempts_are_made_again() {
+    // The first six open; of those that come back, the first three are refused once.
+    let hub = Hub::start(Lie::Refuse { from: 6, until: 9 });
+    let options = ["-c", "6", "--waves", "2", "--stay", "0", "--retry-after", "10ms"];
+    let run = Bench::run("storm", hub.address(), &options);
+    assert_eq!(run.exit_code, 0, "{}", run.output);
+    let waves = &run.report["storm"]["waves"];
+    for (wave, failed) in [(0, json!({"handshake_status_503": 3})), (1, json!({}))] {
+        let wave = &waves[wave];
+        assert_eq!((&wave["dropped"], &wave["back"]), (&json!(6), &json!(6)), "{wave}");
+        assert_eq!((&wave["missing"], &wave["failed"]), (&json!(0), &failed), "{wave}");
+        assert_eq!(wave["handshake"]["count"], 6, "{wave}");
+    }
+    assert_eq!(run.report["storm"]["handshake"]["count"], 18);
+    assert_eq!(run.report["opening"]["ready"], 6);
+    assert_eq!(run.report["closing"], json!({"clean": 6, "unclean": 0}));
+}
+
+#[test]
+fn who_is_not_back_in_time_has_failed() {
+    let hub = Hub::start(Lie::Refuse { from: 5, until: usize::MAX });
+    let times = ["--stay", "0", "--retry-after", "20ms", "--back-within", "300ms"];
+    let options = [&["-c", "5", "--waves", "1", "--drop", "0.6"][..], &times].concat();
+    let run = Bench::run("storm", hub.address(), &options);
+    assert_eq!(run.exit_code, 1, "{}", run.output);
+    let wave = &run.report["storm"]["waves"][0];
+    assert_eq!((&wave["dropped"], &wave["back"]), (&json!(3), &json!(0)), "{wave}");
+    assert_eq!(wave["missing"], 3);
+    assert_eq!(run.report["verdict"]["problems"], json!(["3 connections not back in wave 1"]));
+}
+
+#[test]
+fn a_window_lives_as_long_as_deliveries_come() {
+    // The first message takes 4.5 s to reach all four, one each 1.5 s: longer than a window may
+    // stand still, but it never does.
+    let hub = Hub::start(Lie::Stagger { by: Duration::from_millis(1500) });
+    let options = ["-c", "4", "--threads", "2", "--messages", "3"];
+    let run = Bench::run("fanout", hub.address(), &options);
+    assert_eq!(run.exit_code, 0, "{}", run.output);
+    let traffic = &run.report["traffic"];
+    assert_eq!((&traffic["to_last"]["count"], &traffic["stalled"]), (&json!(3), &json!(0)));
+    assert_eq!(traffic["delivered"], 12);
+}
+
+#[test]
+fn a_given_number_of_messages_ends_even_if_some_are_lost() {
+    let hub = Hub::start(Lie::Drop { at: 1 });
+    let options = ["-c", "4", "--threads", "2", "--messages", "4", "--drain", "100ms"];
+    let run = Bench::run("fanout", hub.address(), &options);
+    assert_eq!(run.exit_code, 1, "{}", run.output);
+    let traffic = &run.report["traffic"];
+    assert_eq!((&traffic["published"], &traffic["lost"]), (&json!(4), &json!(4)), "{traffic}");
+    assert_eq!(traffic["stalled"], 1);
+}
+
+#[test]
+fn holds_are_reported_one_by_one() {
+    let hub = Hub::start(Lie::None);
+    let marker = tempfile::tempdir().expect("a folder").keep().join("between");
+    let command = format!("echo x >> {}", marker.display());
+    let holds = ["--hold", "50ms,0,0", "--hold-command", &command];
+    let run = Bench::run("idle", hub.address(), &[&["-c", "3"][..], &holds].concat());
+    assert_eq!(run.exit_code, 0, "{}", run.output);
+    assert_eq!(run.report["holds"].as_array().map(Vec::len), Some(3));
+    let ran = std::fs::read_to_string(&marker).expect("the command ran");
+    assert_eq!(ran, "x\nx\n", "before each but the first");
+    let failing = ["-c", "1", "--hold", "0,0", "--hold-command", "exit 3"];
+    let run = Bench::run("idle", hub.address(), &failing);
+    assert_eq!(run.exit_code, 1, "{}", run.output);
+    assert!(run.output.contains("--hold-command ended with exit status: 3"), "{}", run.output);
+}
+
+#[test]
+fn pings_are_answered_and_timed() {
+    let hub = Hub::start(Lie::None);
+    let options = ["-c", "10", "--ping-interval", "100ms", "--hold", "500ms"];
+    let run = Bench::run("idle", hub.address(), &options);
+    assert_eq!(run.exit_code, 0, "{}", run.output);
+    let heartbeat = &run.report["heartbeat"];
+    assert!(heartbeat["pings_sent"].as_u64() >= Some(10), "each has sent one: {heartbeat}");
+    assert!(heartbeat["pongs_received"].as_u64() > Some(0), "{heartbeat}");
+    assert_eq!(heartbeat["round_trip"]["count"], heartbeat["pongs_received"]);
+}
+
+#[test]
 fn echoes_are_checked_the_same_way() {
     let run = |lie| {
         let hub = Hub::start(lie);
@@ -129,9 +227,16 @@ fn ctrl_c_ends_with_the_report_so_far() {
 }
 
 #[test]
-fn a_bad_template_is_a_usage_error() {
+fn what_cannot_be_meant_is_a_usage_error() {
     let address = support::free_address();
-    for (option, text) in [("--message", "{sequence}"), ("--path", "/{romm}"), ("--rate", "0")] {
+    let wrong = [
+        ("--message", "{sequence}"),
+        ("--path", "/{romm}"),
+        ("--rate", "0"),
+        ("--cpus", "3-1"),
+        ("--start-at", "2001-01-01T00:00:00Z"),
+    ];
+    for (option, text) in wrong {
         let run = Bench::run("fanout", address, &[option, text]);
         assert_eq!(run.exit_code, 2, "{option} {text}: {}", run.output);
     }

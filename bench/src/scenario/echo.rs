@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::engine::{Outbox, Outcome, Place, Script};
+use super::{Outbox, Outcome, Place, Script};
 use crate::measure::Latency;
 use crate::sequence::{Arrival, Streams};
 use crate::shared::{Counters, Shared, Stage, add};

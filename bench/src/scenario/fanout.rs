@@ -15,15 +15,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
-use crate::engine::{Outbox, Outcome, Place, Script};
+use super::{Outbox, Outcome, Place, Script};
 use crate::measure::Latency;
 use crate::sequence::{Arrival, Streams};
 use crate::shared::{Counters, LATE_NS, Shared, Stage, add};
 use crate::template::{Stamp, Template, Values};
 
-/// A window that has not moved for this long is given up, or a lost delivery would end the run.
+/// A window in which nothing has arrived between two looks, this far apart, is given up, or a lost
+/// delivery would end the run. However long all deliveries of one message take, they keep it alive.
 const STALL_NS: u64 = 2_000_000_000;
-/// Messages of all publishers that can be under way at once, about: bounds a thread's tally.
+/// When a publisher that has nobody to publish to, or nothing left to say, looks again.
+const RETRY_NS: u64 = 10_000_000;
+/// Messages of all publishers that can be under way at once in an open loop, about: bounds a
+/// thread's tally.
 const UNDER_WAY_MAX: u32 = 1 << 18;
 
 /// When publishers publish.
@@ -48,6 +52,8 @@ pub struct Rules {
     pub rooms: u32,
     /// When.
     pub load: Load,
+    /// Each publisher ends after so many messages; `None`: when the run does.
+    pub messages: Option<u32>,
     /// Whether a publisher hears itself.
     pub sender_receives: bool,
 }
@@ -73,9 +79,11 @@ impl Flight {
     /// One flight per publisher.
     #[must_use]
     pub fn all(rules: &Rules) -> Arc<[Self]> {
-        let window = if let Load::Window(window) = rules.load { window } else { 1 };
         let share = UNDER_WAY_MAX / rules.publishers.max(1);
-        let len = share.clamp(64, 1 << 14).max(window).next_power_of_two();
+        let len = match rules.load {
+            Load::Window(window) => window.next_power_of_two(),
+            Load::Rate(_) => share.clamp(64, 1 << 14).next_power_of_two(),
+        };
         let flight = |_| Self {
             slots: (0..len).map(|_| Slot::default()).collect(),
             finished: AtomicU64::new(0),
@@ -110,6 +118,12 @@ impl Flight {
         })
     }
 
+    /// Deliveries to come of the message `sequence`.
+    fn left(&self, sequence: u32) -> u32 {
+        let state = self.slot(sequence).state.load(Acquire);
+        if (state >> 32) as u32 == sequence { state as u32 } else { 0 }
+    }
+
     /// Stops waiting for a message; false if it has just finished.
     fn give_up(&self, sequence: u32) -> bool {
         self.slot(sequence).state.swap(u64::from(sequence) << 32, AcqRel) as u32 > 0
@@ -117,7 +131,7 @@ impl Flight {
 }
 
 /// A publisher of this thread.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Publisher {
     number: u32,
     connection: u32,
@@ -127,6 +141,8 @@ struct Publisher {
     /// When its window last moved.
     moved: u64,
     finished: u64,
+    /// Deliveries to come when that was last looked at.
+    left: u64,
 }
 
 /// See the module documentation.
@@ -163,7 +179,7 @@ impl Fanout {
     ) -> Self {
         let publisher = |number| {
             let connection = place.index(number)?;
-            Some(Publisher { number, connection, next: 0, given_up: 0, moved: 0, finished: 0 })
+            Some(Publisher { number, connection, ..Publisher::default() })
         };
         let streams_each = rules.publishers.div_ceil(rules.rooms) as usize;
         let slots: usize = flights.iter().map(|flight| flight.slots.len()).sum();
@@ -233,13 +249,14 @@ impl Fanout {
         self.tally[index].1 += 1;
     }
 
-    /// Publishes one message of publisher `index`; false if nobody would hear it.
+    /// Publishes one message of publisher `index`; false if nobody would hear it, or all are out.
     fn publish(&mut self, index: usize, intended_ns: u64, outbox: &mut Outbox) -> bool {
         let publisher = &mut self.publishers[index];
         let room = publisher.number % self.rules.rooms;
         let members = self.shared.rooms[room as usize].load(Relaxed);
         let hearers = members.saturating_sub(u32::from(!self.rules.sender_receives));
-        if hearers == 0 || !self.members[publisher.connection as usize] {
+        let done = self.rules.messages.is_some_and(|messages| publisher.next >= messages);
+        if hearers == 0 || done || !self.members[publisher.connection as usize] {
             return false;
         }
         let (publisher_number, sequence) = (publisher.number, publisher.next);
@@ -268,12 +285,15 @@ impl Fanout {
         let mut under_way = u64::from(publisher.next) - finished - publisher.given_up;
         if under_way > 0 && now > publisher.moved + STALL_NS {
             // Only what is still in a slot can be unfinished: at most the last `window`.
-            let oldest = publisher.next.saturating_sub(window);
-            let given_up = (oldest..publisher.next).filter(|&s| flight.give_up(s)).count() as u64;
-            publisher.given_up += given_up;
+            let last = publisher.next.saturating_sub(window)..publisher.next;
+            let left = last.clone().map(|sequence| u64::from(flight.left(sequence))).sum();
             publisher.moved = now;
-            under_way = under_way.saturating_sub(given_up);
-            add(&self.counters().stalled, 1);
+            if std::mem::replace(&mut publisher.left, left) == left {
+                let given_up = last.filter(|&sequence| flight.give_up(sequence)).count() as u64;
+                publisher.given_up += given_up;
+                under_way = under_way.saturating_sub(given_up);
+                add(&self.counters().stalled, 1);
+            }
         }
         for _ in under_way..u64::from(window) {
             if !self.publish(index, now, outbox) {
@@ -288,8 +308,12 @@ impl Fanout {
             let Publisher { number, next, .. } = self.publishers[index];
             let turn = f64::from(next) * f64::from(self.rules.publishers) + f64::from(number);
             let intended_ns = self.started + (turn / rate * 1e9) as u64;
-            if intended_ns > now || !self.publish(index, intended_ns, outbox) {
-                return intended_ns.max(now + 1);
+            if intended_ns > now {
+                return intended_ns;
+            }
+            if !self.publish(index, intended_ns, outbox) {
+                // Nobody hears it, and nothing that happens without us changes that.
+                return now + RETRY_NS;
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::Read;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
@@ -64,6 +65,11 @@ impl Bench {
 }
 
 impl Run {
+    /// Where its results are.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
     pub fn read(&self, file: &str) -> String {
         fs::read_to_string(self.folder.path().join(file)).expect("the file was written")
     }

@@ -7,11 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tungstenite::handshake::server::{Request, Response};
+use tungstenite::handshake::server::{ErrorResponse, Request, Response};
+use tungstenite::http::StatusCode;
 use tungstenite::protocol::Role;
+use tungstenite::protocol::frame::CloseFrame;
 use tungstenite::{Message, WebSocket, accept_hdr};
 
-/// What the hub does wrong, once on each connection: to its delivery number `at`, from 0.
+/// What the hub does wrong, once on each connection: to its delivery number `at`, from 0; or to
+/// whole connections, in the order it accepts them, from 0.
 #[derive(Debug, Clone, Copy)]
 pub enum Lie {
     None,
@@ -32,6 +35,20 @@ pub enum Lie {
         at: usize,
         by: Duration,
     },
+    /// Waits before the first one, on each connection this much longer than on the one before.
+    Stagger {
+        by: Duration,
+    },
+    /// Ends the connection in its place, with this close code.
+    Close {
+        at: usize,
+        code: u16,
+    },
+    /// Answers with 503 instead of 101.
+    Refuse {
+        from: usize,
+        until: usize,
+    },
 }
 
 /// Members by path: where to hand each a message.
@@ -50,9 +67,9 @@ impl Hub {
         let rooms = Arc::new(Mutex::new(Rooms::new()));
         let shared = Arc::clone(&rooms);
         thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
+            for (number, stream) in listener.incoming().flatten().enumerate() {
                 let rooms = Arc::clone(&shared);
-                thread::spawn(move || serve(stream, &rooms, lie));
+                thread::spawn(move || serve(stream, number, &rooms, lie));
             }
         });
         Self { address, rooms }
@@ -76,19 +93,30 @@ fn lock(rooms: &Mutex<Rooms>) -> MutexGuard<'_, Rooms> {
 }
 
 /// Reads what one member sends; another thread writes what it is owed.
-fn serve(stream: TcpStream, rooms: &Mutex<Rooms>, lie: Lie) {
+fn serve(stream: TcpStream, number: usize, rooms: &Mutex<Rooms>, lie: Lie) {
     stream.set_nodelay(true).expect("an option");
     let (sender, receiver) = channel();
     let mut path = String::new();
     // It joins before the 101 leaves, or it would miss what the first member publishes.
     #[expect(clippy::result_large_err, reason = "tungstenite's callback returns it")]
     let join = |request: &Request, response: Response| {
+        if let Lie::Refuse { from, until } = lie
+            && (from..until).contains(&number)
+        {
+            let mut refusal = ErrorResponse::new(None);
+            *refusal.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            return Err(refusal);
+        }
         path = request.uri().path().to_owned();
         lock(rooms).entry(path.clone()).or_default().push(sender.clone());
         Ok(response)
     };
     let Ok(mut socket) = accept_hdr(stream, join) else { return };
     let writer = socket.get_ref().try_clone().expect("a second handle");
+    let lie = match lie {
+        Lie::Stagger { by } => Lie::Delay { at: 0, by: by * number as u32 },
+        other => other,
+    };
     thread::spawn(move || write(writer, &receiver, lie));
     while let Ok(message) = socket.read() {
         match message {
@@ -119,6 +147,11 @@ fn write(stream: TcpStream, receiver: &Receiver<Message>, lie: Lie) {
             Lie::Swap { at } if at == number => {
                 held = Some(message);
                 true
+            }
+            Lie::Close { at, code } if at == number => {
+                let close = CloseFrame { code: code.into(), reason: "".into() };
+                send(Message::Close(Some(close)));
+                false
             }
             Lie::Delay { at, by } if at == number => {
                 thread::sleep(by);

@@ -8,6 +8,7 @@ mod bench;
 mod hub;
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
 
 pub use bench::{Bench, Run};
 pub use hub::{Hub, Lie};
@@ -16,4 +17,17 @@ pub use hub::{Hub, Lie};
 pub fn free_address() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("an address")
+}
+
+/// The server, or `None` and a word about it.
+pub fn fanwire_binary() -> Option<PathBuf> {
+    if let Some(binary) = std::env::var_os("FANWIRE_BIN") {
+        return Some(binary.into());
+    }
+    let beside = Path::new(env!("CARGO_BIN_EXE_fanwire-bench")).with_file_name("fanwire");
+    if !beside.exists() {
+        eprintln!("skipped: no fanwire binary; cargo build it or set FANWIRE_BIN");
+        return None;
+    }
+    Some(beside)
 }

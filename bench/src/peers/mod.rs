@@ -1,0 +1,461 @@
+//! `peers`: the same load for other servers, side by side.
+//!
+//! ```text
+//! mod -> catalog     who takes part, and how each is installed
+//!     -> child       processes that end with us
+//!     -> table       medians, ratios, the table and the bars
+//! ```
+//!
+//! A round runs every peer once per window, one after the other, each in a fresh process pinned to
+//! the same CPUs; the next round begins with the next peer. So what disturbs the host for a while
+//! disturbs everybody, and nobody always runs first. The load comes from this very binary as a
+//! child process (`fanout`), pinned elsewhere. What cannot be installed is skipped and says why;
+//! who loses a message gets no figure.
+//!
+//! Never: installs anything on the host, leaves a process behind, or shows a figure without its
+//! ratio to Fanwire from the same rounds.
+
+pub mod catalog;
+pub mod child;
+pub mod table;
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+use serde::Serialize;
+use serde_json::Value;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use thiserror::Error;
+
+use self::catalog::{Installed, PEERS, Peer, Workshop, last_line};
+use self::child::{Owned, Waited, bound};
+use self::table::{Entrant, Row, Run};
+use crate::cli::{Cpus, parse_duration, seconds};
+use crate::host::Environment;
+use crate::plot;
+
+/// Options of `peers`.
+#[derive(Debug, Clone, Args, Serialize)]
+pub struct PeersArgs {
+    /// Peers to run [default: all].
+    #[arg(long, value_delimiter = ',')]
+    #[arg(value_parser = PossibleValuesParser::new(PEERS.iter().map(|peer| peer.name)))]
+    pub only: Vec<String>,
+    /// Say who the peers are, and nothing else.
+    #[arg(long)]
+    #[serde(skip)]
+    pub list: bool,
+    /// Install them, and nothing else.
+    #[arg(long, conflicts_with = "list")]
+    #[serde(skip)]
+    pub install_only: bool,
+    /// Rounds; a figure is the median over them.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: u32,
+    /// Members of the room.
+    #[arg(long, short, default_value_t = 10_000)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=16_000_000))]
+    pub connections: u32,
+    /// Messages under way at once, one run for each.
+    #[arg(long, value_delimiter = ',', default_value = "1,16")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub windows: Vec<u32>,
+    /// Size of a message in bytes.
+    #[arg(long, default_value_t = 48, value_parser = clap::value_parser!(u32).range(1..=16 << 20))]
+    pub payload: u32,
+    /// Run before figures are taken.
+    #[arg(long, default_value = "1s", value_parser = parse_duration)]
+    #[serde(serialize_with = "seconds")]
+    pub warmup: Duration,
+    /// Run that figures are taken from.
+    #[arg(long, short, default_value = "5s", value_parser = parse_duration)]
+    #[serde(serialize_with = "seconds")]
+    pub duration: Duration,
+    /// CPUs that every server is pinned to, as in 0-3,8.
+    #[arg(long, default_value = "0")]
+    pub server_cpus: Cpus,
+    /// CPUs that the generator is pinned to, a thread for each.
+    #[arg(long, default_value = "1")]
+    pub cpus: Cpus,
+    /// Binary of Fanwire [default: a release build of this source tree].
+    #[arg(long)]
+    pub fanwire: Option<PathBuf>,
+    /// Folder that peers are installed into.
+    #[arg(long, default_value = "target/peers")]
+    pub work: PathBuf,
+    /// Folder for the results [default: results/peers-TIME].
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+    /// Keep the folder of every run, below the results.
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// Why there is no table.
+#[derive(Debug, Error)]
+pub enum PeersError {
+    /// A CPU that this process may not use.
+    #[error("CPU {0} of --server-cpus or --cpus cannot be used; nproc counts those that can")]
+    Cpu(usize),
+    /// Signals, the binary itself.
+    #[error("cannot start: {0}")]
+    Start(io::Error),
+    /// A folder or file.
+    #[error("cannot write {path}: {cause}")]
+    Write {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        cause: Box<dyn std::error::Error>,
+    },
+}
+
+impl PeersError {
+    /// Whether the command line is to blame.
+    #[must_use]
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Cpu(_))
+    }
+}
+
+/// What came of it, for standard output and the exit code.
+#[derive(Debug)]
+pub struct Peers {
+    text: String,
+    /// Whether every run there was went well, and there was one; or all was installed that was
+    /// only to be installed.
+    pub passed: bool,
+}
+
+impl fmt::Display for Peers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// `peers.json`.
+#[derive(Debug, Serialize)]
+struct Record<'r> {
+    /// Version of this format.
+    format: u32,
+    /// RFC 3339, UTC.
+    started: String,
+    interrupted: bool,
+    parameters: &'r PeersArgs,
+    environment: Environment,
+    peers: &'r [Entrant],
+    table: &'r [Row],
+    runs: &'r [Run],
+}
+
+/// Installs the peers, runs them and writes the folder.
+///
+/// # Errors
+/// [`PeersError`]; what goes wrong with one peer is no error but stands in the table.
+pub fn peers(args: &PeersArgs) -> Result<Peers, PeersError> {
+    let chosen = |peer: &&Peer| args.only.is_empty() || args.only.iter().any(|n| n == peer.name);
+    let chosen: Vec<_> = PEERS.iter().filter(chosen).collect();
+    if args.list {
+        let line = |peer: &&Peer| format!("{:12} {}\n", peer.name, peer.about);
+        return Ok(Peers { text: chosen.iter().map(line).collect(), passed: true });
+    }
+    // Who cannot use a CPU is told now and not by every single run.
+    let usable = core_affinity::get_core_ids().unwrap_or_default();
+    let unusable = |cpu: &&usize| !usable.iter().any(|core| core.id == **cpu);
+    if let Some(&cpu) = args.server_cpus.0.iter().chain(&args.cpus.0).find(unusable) {
+        return Err(PeersError::Cpu(cpu));
+    }
+    // The servers inherit it.
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&interrupted)).map_err(PeersError::Start)?;
+    }
+    fs::create_dir_all(&args.work).map_err(failed(&args.work))?;
+    let work = fs::canonicalize(&args.work).map_err(failed(&args.work))?;
+    let workshop = Workshop {
+        folder: &work,
+        fanwire: args.fanwire.as_deref(),
+        server_cpus: &args.server_cpus.0,
+        interrupted: &interrupted,
+    };
+    let (mut entrants, mut ready) = (Vec::new(), Vec::new());
+    for peer in chosen {
+        let (version, skipped) = match peer.install(&workshop) {
+            Ok(installed) => {
+                eprintln!("ready    {}: {}", peer.name, installed.version);
+                let version = installed.version.clone();
+                ready.push((peer.name, installed));
+                (Some(version), None)
+            }
+            Err(error) => {
+                eprintln!("skipped  {}: {error}", peer.name);
+                (None, Some(error.to_string()))
+            }
+        };
+        entrants.push(Entrant { name: peer.name, about: peer.about, version, skipped });
+    }
+    if args.install_only {
+        let passed = entrants.iter().all(|entrant| entrant.skipped.is_none());
+        return Ok(Peers { text: who(&entrants), passed });
+    }
+    let started = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    let out = args
+        .out
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(format!("results/peers-{}", started.replace(':', "-"))));
+    let runs_folder = if args.keep { out.join("runs") } else { work.join("runs") };
+    let field = Field { args, work: &work, runs_folder, interrupted: &interrupted };
+    let runs = field.run_all(&ready)?;
+    let record = Record {
+        format: 1,
+        started,
+        interrupted: interrupted.load(Ordering::Relaxed),
+        parameters: args,
+        environment: Environment::read(None),
+        peers: &entrants,
+        table: &table::rows(&entrants, &runs, &args.windows),
+        runs: &runs,
+    };
+    let text = record.write(&out)?;
+    let passed = !runs.is_empty() && runs.iter().all(|run| run.problems.is_empty());
+    Ok(Peers { text, passed })
+}
+
+/// How long a run may wait for what is under way at its end. What has not arrived by then counts as
+/// lost, so this must be longer than a slow server takes for a window; it ends with the last
+/// delivery.
+const DRAIN: &str = "60s";
+/// Handshakes under way at once: less than the shortest backlog among the peers (511), or a SYN is
+/// lost, its retransmission takes a second, and the rate of opening is that of chance.
+const OPENING: &str = "256";
+
+/// Where the runs are made.
+struct Field<'f> {
+    args: &'f PeersArgs,
+    work: &'f Path,
+    runs_folder: PathBuf,
+    interrupted: &'f AtomicBool,
+}
+
+/// Why a run has no report.
+#[derive(Debug, Error)]
+enum RunError {
+    #[error("cannot start {what}: {cause}")]
+    Start { what: &'static str, cause: io::Error },
+    #[error("it did not start: {0}")]
+    Ended(String),
+    #[error("it did not listen in time")]
+    TimedOut,
+    #[error("the generator failed: {0}")]
+    Generator(String),
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl Field<'_> {
+    /// All rounds, or those until Ctrl-C.
+    fn run_all(&self, ready: &[(&'static str, Installed)]) -> Result<Vec<Run>, PeersError> {
+        let binary = std::env::current_exe().map_err(PeersError::Start)?;
+        let mut runs = Vec::new();
+        for round in 1..=self.args.rounds {
+            // Rotated, so that nobody is always the first or always after the same one.
+            let first = (round as usize - 1) % ready.len().max(1);
+            for (name, installed) in ready[first..].iter().chain(&ready[..first]) {
+                for &window in &self.args.windows {
+                    let outcome = self.run(&binary, name, installed, round, window);
+                    let (report, problems) = match outcome {
+                        Err(RunError::Interrupted) => return Ok(runs),
+                        Err(error) => (Value::Null, vec![error.to_string()]),
+                        Ok(report) => {
+                            let problems = problems(&report);
+                            (report, problems)
+                        }
+                    };
+                    let run = Run { round, peer: name, window, problems, report };
+                    eprintln!("round {round}/{}  {}", self.args.rounds, line(&run));
+                    runs.push(run);
+                }
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Starts the server, loads it, ends it.
+    fn run(
+        &self,
+        binary: &Path,
+        name: &'static str,
+        installed: &Installed,
+        round: u32,
+        window: u32,
+    ) -> Result<Value, RunError> {
+        let args = self.args;
+        let cannot = |what| move |cause| RunError::Start { what, cause };
+        let address = free_address().map_err(cannot("on a free port"))?;
+        let log = self.work.join(name).join("server.log");
+        let command = &mut installed.command(address, &list(&args.server_cpus));
+        let mut server =
+            Owned::start(command, &log).map_err(cannot("it (with setpriv and taskset)"))?;
+        let waited = server.wait_until_listening(address, self.interrupted);
+        match waited.map_err(cannot("it"))? {
+            Waited::Done => {}
+            Waited::Failed => return Err(RunError::Ended(said(&log))),
+            Waited::TimedOut => return Err(RunError::TimedOut),
+            Waited::Interrupted => return Err(RunError::Interrupted),
+        }
+        let folder = self.runs_folder.join(format!("{round}-{name}-{window}"));
+        let report = folder.join("report.json");
+        // That of an earlier call would be taken for this one's.
+        let _ = fs::remove_file(&report);
+        let mut command = bound(binary);
+        let options = [
+            ("--target", address.to_string()),
+            ("--pid", server.id().to_string()),
+            ("--connections", args.connections.to_string()),
+            ("--window", window.to_string()),
+            ("--payload", args.payload.to_string()),
+            ("--warmup", humantime::format_duration(args.warmup).to_string()),
+            ("--duration", humantime::format_duration(args.duration).to_string()),
+            ("--drain", DRAIN.to_owned()),
+            ("--opening", OPENING.to_owned()),
+            ("--cpus", list(&args.cpus)),
+            ("--label", format!("{name}, window {window}, round {round}")),
+        ];
+        command.arg("fanout").arg("--out").arg(&folder);
+        command.args(options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]));
+        let log = self.work.join("generator.log");
+        let mut generator = Owned::start(&mut command, &log).map_err(cannot("the generator"))?;
+        // Its exit code tells no more than its report.
+        if generator.wait(self.interrupted).map_err(cannot("the generator"))? == Waited::Interrupted
+        {
+            return Err(RunError::Interrupted);
+        }
+        let text = fs::read(&report).map_err(|_| RunError::Generator(said(&log)))?;
+        let mut value: Value = serde_json::from_slice(&text)
+            .map_err(|error| RunError::Generator(error.to_string()))?;
+        if let Some(fields) = value.as_object_mut() {
+            // The same for all runs, and in peers.json already.
+            fields.remove("parameters");
+            fields.remove("environment");
+        }
+        if !args.keep {
+            let _ = fs::remove_dir_all(&folder);
+        }
+        Ok(value)
+    }
+}
+
+/// What a report complains of.
+fn problems(report: &Value) -> Vec<String> {
+    let passed = report.pointer("/verdict/passed").and_then(Value::as_bool) == Some(true);
+    let found = report.pointer("/verdict/problems").and_then(Value::as_array);
+    let texts = found.into_iter().flatten().filter_map(Value::as_str);
+    let mut problems: Vec<_> = texts.map(str::to_owned).collect();
+    if !passed && problems.is_empty() {
+        problems.push("the run did not pass".to_owned());
+    }
+    problems
+}
+
+/// One run in a line.
+fn line(run: &Run) -> String {
+    let rate = run.report.pointer("/traffic/deliveries_per_second").and_then(Value::as_f64);
+    let rate = rate.map_or("no figures".to_owned(), |rate| format!("{rate:.0} deliveries/s"));
+    let Run { peer, window, problems, .. } = run;
+    let failed = if problems.is_empty() { "" } else { "; FAILED: " };
+    format!("{peer:12} window {window:<3} {rate}{failed}{}", problems.join(", "))
+}
+
+/// Who takes part with what, and who does not and why.
+fn who(entrants: &[Entrant]) -> String {
+    let line = |entrant: &Entrant| {
+        let Entrant { name, about, version, skipped } = entrant;
+        let state = match (version, skipped) {
+            (Some(version), _) => version.clone(),
+            (None, reason) => format!("skipped: {}", reason.as_deref().unwrap_or("not installed")),
+        };
+        format!("- **{name}**, {about}: {state}\n")
+    };
+    entrants.iter().map(line).collect()
+}
+
+impl Record<'_> {
+    /// Writes the folder and returns the text of `peers.md`.
+    fn write(&self, out: &Path) -> Result<String, PeersError> {
+        fs::create_dir_all(out).map_err(failed(out))?;
+        let path = out.join("peers.json");
+        let json = serde_json::to_string_pretty(self).map_err(io::Error::from);
+        fs::write(&path, json.map_err(failed(&path))? + "\n").map_err(failed(&path))?;
+        let panels = table::panels(self.peers, self.table);
+        if !panels.is_empty() {
+            let path = out.join("peers.svg");
+            let members = self.parameters.connections;
+            let title = format!("{members} members, in brackets the ratio to fanwire");
+            plot::bar_panels(&path, &title, &panels)
+                .map_err(|cause| PeersError::Write { path: path.clone(), cause })?;
+        }
+        let path = out.join("peers.md");
+        let text = self.text();
+        fs::write(&path, &text).map_err(failed(&path))?;
+        Ok(format!("{text}\nresults     {}\n", out.display()))
+    }
+
+    fn text(&self) -> String {
+        let Self { parameters, environment, .. } = self;
+        let PeersArgs { connections, payload, rounds, duration, server_cpus, .. } = parameters;
+        let Environment { cpu, cpus, kernel, .. } = environment;
+        let mut text = format!(
+            "# Peers, {}\n\n\
+             {connections} members of one room, {payload} bytes a message, closed loop; server on \
+             CPU {}, generator on CPU {}, of {cpus} ({cpu}), Linux {kernel}. Median of {rounds} \
+             interleaved rounds of {} s (lowest..highest), then the ratio to Fanwire: the median \
+             of the ratios of single rounds.\n\n",
+            self.started,
+            list(server_cpus),
+            list(&parameters.cpus),
+            duration.as_secs_f64(),
+        );
+        text += &table::markdown(self.peers, self.table);
+        text += "\n";
+        text += &who(self.peers);
+        let failed: Vec<_> = self.runs.iter().filter(|run| !run.problems.is_empty()).collect();
+        if !failed.is_empty() {
+            text += "\nWhat failed, and so has no valid figures:\n\n";
+            for run in failed {
+                text += &format!("- round {}, {}\n", run.round, line(run));
+            }
+        }
+        if self.interrupted {
+            text += "\nInterrupted: the figures are of the rounds until then.\n";
+        }
+        text
+    }
+}
+
+/// An address nobody listens on.
+fn free_address() -> io::Result<SocketAddr> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
+}
+
+/// The last line of a log.
+fn said(log: &Path) -> String {
+    last_line(&fs::read_to_string(log).unwrap_or_default())
+}
+
+/// CPUs as `taskset` and our own options take them.
+fn list(Cpus(cpus): &Cpus) -> String {
+    cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn failed(path: &Path) -> impl Fn(io::Error) -> PeersError {
+    move |cause| PeersError::Write { path: path.to_owned(), cause: cause.into() }
+}
