@@ -4,10 +4,10 @@
 # usage: scripts/test.sh
 #
 # Format, lints and documentation (scripts/check.sh), unit, property, simulation and end-to-end
-# tests (cargo test), the Autobahn cases (scripts/conformance.sh) and the chat page in headless
-# Chromium (tests/browser). Stops at the first failure. On Debian and its kin it installs Chromium,
-# Node.js and Python's venv where they are missing, as root or through sudo; elsewhere install them
-# first. Rust is expected to be there.
+# tests (cargo test), the Autobahn cases (scripts/conformance.sh), 50,000 connections at once
+# (scripts/million.sh) and the chat page in headless Chromium (tests/browser). Stops at the first
+# failure. On Debian and its kin it installs Chromium, Node.js and Python's venv where they are
+# missing, as root or through sudo; elsewhere install them first. Rust is expected to be there.
 #
 # FANWIRE_CHROMIUM      the browser (default /usr/bin/chromium)
 # FANWIRE_SCREENSHOTS   a directory where the browser tests leave their screenshots
@@ -41,16 +41,19 @@ node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)' || die "No
 scripts/check.sh
 
 section 'Build'
-cargo build --locked --release
-export FANWIRE_BIN=$target/release/fanwire
+cargo build --locked --release --workspace
+export FANWIRE_BIN=$target/release/fanwire FANWIRE_BENCH_BIN=$target/release/fanwire-bench
 
 section 'Unit, property, simulation and end-to-end tests'
 # In the dev profile: with debug assertions and overflow checks, and sooner built than ten test
 # binaries with link-time optimisation. Without our own variables: each test states its settings.
-env -u FANWIRE_BIN -u FANWIRE_CHROMIUM -u FANWIRE_SCREENSHOTS cargo test --locked --workspace
+env -u FANWIRE_BIN -u FANWIRE_BENCH_BIN -u FANWIRE_CHROMIUM -u FANWIRE_SCREENSHOTS cargo test --locked --workspace
 
 section 'Autobahn cases'
 scripts/conformance.sh
+
+section '50,000 connections'
+scripts/million.sh --connections 50000 --hold 5 --ping-interval 10
 
 section 'The chat page in Chromium'
 (cd tests/browser && node --test --test-reporter=spec)
