@@ -178,7 +178,8 @@ section "Kernel memory of the two ends, over $split_connections connections"
 # Closing one end without a word to the other takes CAP_NET_ADMIN, bit 12.
 if ((0x$(sed -n 's/^CapEff:[[:space:]]*//p' /proc/self/status) >> 12 & 1)); then
   start_server "$split_connections"
-  generate "$out/ends" idle --connections "$split_connections" --hold 1s --vanish
+  generate "$out/ends" idle --connections "$split_connections" --hold 1s --vanish \
+    --label "$split_connections connections, then one end vanishes"
   # It still has the other ends of connections whose first ends have vanished: no use for a drain.
   end server KILL
   settle
@@ -196,7 +197,8 @@ kill -HUP $server
 EOF
 code=0
 generate "$out" fanout --connections "$connections" --hold "${hold}s,$((ping_interval * 3 / 2))s,2s" \
-  --hold-command "sh '$work/toggle'" --messages "$broadcasts" --drain 60s || code=$?
+  --hold-command "sh '$work/toggle'" --messages "$broadcasts" --drain 60s \
+  --label "$connections members of one room" || code=$?
 end server TERM
 grep -q "closed      $connections cleanly, 0 otherwise" "$out/summary.txt" || {
   echo 'PROBLEM     not all connections were closed cleanly' >&2

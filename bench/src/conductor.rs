@@ -230,6 +230,11 @@ impl<'c> Conductor<'c> {
     }
 
     fn load(&mut self, stages: &mut Stages) {
+        if self.is_over() {
+            let now = self.snapshot(false);
+            (stages.measure_from, stages.measure_until) = (now, now);
+            return;
+        }
         let load = self.scenario.load().expect("the caller has looked");
         let fanout = self.scenario.fanout();
         let messages =

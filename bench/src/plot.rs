@@ -162,7 +162,9 @@ pub fn timeline(path: &Path, title: &str, timeline: &Timeline) -> Result<(), Fai
             rest.split_vertically(panel_height + if last { axis_height } else { 0 });
         rest = below;
         let highest = points.iter().map(|point| point.1).fold(0.0, f64::max);
-        let (times, values) = (linear_ticks(seconds, 12), linear_ticks(highest, 4));
+        let (mut times, values) = (linear_ticks(seconds, 12), linear_ticks(highest, 4));
+        // The axis ends with the run, not with a round number.
+        times.retain(|&time| time <= seconds);
         let top = values[values.len() - 1];
         area.draw(&Text::new(*name, (MARGIN, 0), text(TEXT_SIZE)))?;
         let mut chart = ChartBuilder::on(&area)
