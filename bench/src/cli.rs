@@ -3,7 +3,7 @@
 //! Options of the commands that make no run stand with their code, in [`compare`](crate::compare),
 //! [`merge`](crate::merge) and [`peers`](crate::peers).
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
@@ -62,9 +62,9 @@ pub enum Scenario {
 /// Options of all scenarios.
 #[derive(Debug, Clone, Args, Serialize)]
 pub struct Common {
-    /// Address of the server.
-    #[arg(long, default_value = "127.0.0.1:8080")]
-    pub target: SocketAddr,
+    /// The server, as HOST:PORT or ws://HOST:PORT; a name is looked up once.
+    #[arg(long, default_value = "127.0.0.1:8080", value_name = "HOST:PORT")]
+    pub target: Target,
     /// Connections (members) over all threads.
     #[arg(long, short, default_value_t = 1000)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=16_000_000))]
@@ -346,6 +346,42 @@ impl Scenario {
 /// How long `idle` holds unless told otherwise.
 const IDLE_HOLD: Duration = Duration::from_secs(10);
 
+/// A server to connect to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// As it was named, without a scheme: the Host header.
+    pub host: String,
+    /// Where that is.
+    pub address: SocketAddr,
+}
+
+/// `HOST:PORT`, with `ws://` before it or not. The first address of a name counts.
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.starts_with("wss://") {
+            return Err("TLS is not spoken: name the server behind it, as HOST:PORT".to_owned());
+        }
+        let host = text.strip_prefix("ws://").unwrap_or(text).trim_end_matches('/');
+        if host.contains('/') {
+            return Err("the path is a matter of --path: name HOST:PORT here".to_owned());
+        }
+        let addresses = host.to_socket_addrs();
+        let found = addresses.map_err(|error| {
+            format!("name HOST:PORT, such as 127.0.0.1:8080 or localhost:8080 ({error})")
+        });
+        let address = found?.next().ok_or("the name has no address")?;
+        Ok(Self { host: host.to_owned(), address })
+    }
+}
+
+impl Serialize for Target {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.host)
+    }
+}
+
 /// CPUs by number, in the order they are used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
@@ -433,6 +469,22 @@ fn parse_share(text: &str) -> Result<f64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_target_is_a_host_and_a_port() {
+        let address = |text: &str| text.parse::<Target>().map(|target| target.address.to_string());
+        assert_eq!(address("127.0.0.1:80").as_deref(), Ok("127.0.0.1:80"));
+        assert_eq!(address("ws://[::1]:8080/").as_deref(), Ok("[::1]:8080"));
+        for (text, says) in [
+            ("wss://127.0.0.1:443", "TLS is not spoken"),
+            ("ws://127.0.0.1:80/room", "--path"),
+            ("127.0.0.1", "name HOST:PORT"),
+            ("127.0.0.1:99999", "name HOST:PORT"),
+        ] {
+            let error = address(text).expect_err(text);
+            assert!(error.contains(says), "{text}: {error}");
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

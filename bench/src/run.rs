@@ -175,13 +175,13 @@ fn plan(scenario: &Scenario, threads: u32) -> Result<Plan, RunError> {
     };
     let farewell = if common.vanish { Farewell::Vanish } else { Farewell::Close };
     if farewell == Farewell::Vanish || storm.is_some_and(|storm| storm.how == Farewell::Vanish) {
-        try_to_vanish(common.target).map_err(RunError::Vanish)?;
+        try_to_vanish(common.target.address).map_err(RunError::Vanish)?;
     }
     let plan = Plan {
-        target: common.target,
+        target: common.target.address,
         sources: common.source.clone(),
         upgrade: Upgrade {
-            host: common.target.to_string(),
+            host: common.target.host.clone(),
             subprotocol: common.subprotocol.clone(),
         },
         path: template("path", scenario.path())?,
