@@ -39,27 +39,17 @@ if [[ -z $binary ]]; then
   binary=$target/release/fanwire
 fi
 
-port=$("$venv/bin/python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-
-# The run states every setting itself; a FANWIRE_ variable of the caller must change none.
-for variable in "${!FANWIRE_@}"; do unset "$variable"; done
-
-"$binary" serve --listen "127.0.0.1:$port" --admin off --shards 2 --echo 2>"$work/server.log" &
+forget_settings
+: >"$work/server.log"
+"$binary" serve --listen 127.0.0.1:0 --admin off --shards 2 --echo 2>"$work/server.log" &
 server=$!
 trap 'kill "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true' EXIT
-for ((i = 0; ; i++)); do
-  (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null && break
-  if ((i == 100)) || ! kill -0 "$server" 2>/dev/null; then
-    cat "$work/server.log" >&2
-    die 'the server does not start'
-  fi
-  sleep 0.1
-done
+await_server "$work/server.log"
 
 # Sections 12 and 13 are about compression (8 and 11 are empty). The runner takes NON-STRICT for a
 # pass; the verdict that counts is made from its report.
 rm -rf "$work/reports"
-"$venv/bin/kosoku" --exclude '12.*' --exclude '13.*' --outdir "$work/reports" "ws://127.0.0.1:$port/echo" >"$work/runner.log" 2>&1 ||
+"$venv/bin/kosoku" --exclude '12.*' --exclude '13.*' --outdir "$work/reports" "ws://$address/echo" >"$work/runner.log" 2>&1 ||
   tail -n 20 "$work/runner.log" >&2 # it ends with 1 when a case failed: the report tells which
 kill -0 "$server" 2>/dev/null || { cat "$work/server.log" >&2; die 'the server died'; }
 

@@ -31,3 +31,33 @@ as_root() {
 usage() {
   sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0"
 }
+
+# For a script without arguments: no_arguments "$@" answers -h, and refuses all else.
+no_arguments() {
+  case ${1-} in
+    '') ;;
+    -h | --help) usage; exit 0 ;;
+    *) usage >&2; exit 2 ;;
+  esac
+}
+
+# A run that states every setting itself: no FANWIRE_ variable of the caller may change one.
+forget_settings() {
+  local variable
+  for variable in "${!FANWIRE_@}"; do unset "$variable"; done
+}
+
+# await_server LOG: waits until the process $server says in its log that it is ready, and sets
+# address to where it listens. The log must exist.
+await_server() {
+  local i
+  for ((i = 0; i < 100; i++)); do
+    address=$(sed -n 's/.*listening on \([0-9.:]*\);.*ready$/\1/p' "$1")
+    [[ -z $address ]] || return 0
+    # shellcheck disable=SC2154 # the caller started it
+    kill -0 "$server" 2>/dev/null || break
+    sleep 0.1
+  done
+  cat "$1" >&2
+  die 'the server does not start'
+}

@@ -80,8 +80,7 @@ if [[ -z ${FANWIRE_BIN-} || -z ${FANWIRE_BENCH_BIN-} ]]; then
 fi
 fanwire=${FANWIRE_BIN:-$target/release/fanwire}
 bench=${FANWIRE_BENCH_BIN:-$target/release/fanwire-bench}
-# The run states every setting itself; a FANWIRE_ variable of the caller must change none.
-for variable in "${!FANWIRE_@}"; do unset "$variable"; done
+forget_settings
 
 work=$(mktemp -d)
 server='' generator='' tuned=''
@@ -130,15 +129,7 @@ start_server() {
   : >"$out/server.log"
   setsid "$fanwire" serve --config "$work/fanwire.toml" --listen 127.0.0.1:0 --admin off --shards "$shards" 2>"$out/server.log" &
   server=$!
-  for ((i = 0; ; i++)); do
-    address=$(sed -n 's/.*listening on \([0-9.:]*\);.*ready$/\1/p' "$out/server.log")
-    [[ -z $address ]] || return 0
-    if ((i == 100)) || ! kill -0 "$server" 2>/dev/null; then
-      cat "$out/server.log" >&2
-      die 'the server does not start'
-    fi
-    sleep 0.1
-  done
+  await_server "$out/server.log"
 }
 
 # generate FOLDER SCENARIO OPTION...: runs the generator; its report is in FOLDER/summary.txt, too.
