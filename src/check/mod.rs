@@ -24,7 +24,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::config::{Auto, CheckOptions, Profile, SHARDS_MAX, Settings};
+use crate::config::{CheckOptions, CpuList, Profile, Settings};
 use crate::io::host::{self, HostError};
 use crate::io::readings::{self, Readings};
 
@@ -50,25 +50,17 @@ struct Host {
 impl Host {
     fn read(settings: &Settings, profile: Profile) -> Host {
         let keys = profile::keys(profile);
-        let cpus = match &settings.cpus {
-            Auto::Auto => host::allowed_cpus(),
-            Auto::Set(cpus) => host::check_cpus(cpus.as_slice()).map(|()| cpus.as_slice().to_vec()),
-        };
         Host {
             readings: readings::read(Path::new("/"), keys.iter().map(|key| key.name)),
             kernel: host::check_kernel(),
             descriptor_limit: host::raise_descriptor_limit(),
-            cpus,
+            cpus: host::shard_cpus(settings.cpus.as_set().map(CpuList::as_slice)),
         }
     }
 
     /// How many shards `settings` make here; one if the CPUs are not known.
     fn shards(&self, settings: &Settings) -> usize {
-        let cpus = self.cpus.as_ref().map_or(1, Vec::len);
-        match settings.shards {
-            Auto::Auto => cpus.min(SHARDS_MAX),
-            Auto::Set(shards) => shards,
-        }
+        settings.shard_count(self.cpus.as_ref().map_or(1, Vec::len))
     }
 }
 

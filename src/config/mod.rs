@@ -267,6 +267,15 @@ impl Settings {
         Heartbeats { ping_interval, pong_timeout: self.pong_timeout }
     }
 
+    /// How many shards there are on `cpus` CPUs.
+    #[must_use]
+    pub fn shard_count(&self, cpus: usize) -> usize {
+        match self.shards {
+            Auto::Auto => cpus.min(SHARDS_MAX),
+            Auto::Set(shards) => shards,
+        }
+    }
+
     /// The numbers the data plane needs, for a server of `shards` shards of which each has
     /// descriptors for `connections_per_shard_max` connections.
     #[must_use]

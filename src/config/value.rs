@@ -171,6 +171,17 @@ pub enum Auto<T> {
     Set(T),
 }
 
+impl<T> Auto<T> {
+    /// The value, if it was configured.
+    #[must_use]
+    pub const fn as_set(&self) -> Option<&T> {
+        match self {
+            Auto::Auto => None,
+            Auto::Set(value) => Some(value),
+        }
+    }
+}
+
 impl<T: Serialize> Serialize for Auto<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {

@@ -7,7 +7,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use crate::config::{Auto, CpuList, SHARDS_MAX, Settings};
+use crate::config::{CpuList, SHARDS_MAX, Settings};
 use crate::io::host;
 use crate::shard::thread::Plan;
 
@@ -27,17 +27,8 @@ impl Startup {
     pub(super) fn check(settings: &Settings) -> Result<Startup, ServeError> {
         let descriptor_limit = host::raise_descriptor_limit()?;
         host::check_kernel()?;
-        let cpus = match &settings.cpus {
-            Auto::Auto => host::allowed_cpus()?,
-            Auto::Set(cpus) => {
-                host::check_cpus(cpus.as_slice())?;
-                cpus.as_slice().to_vec()
-            }
-        };
-        let shards = match settings.shards {
-            Auto::Auto => cpus.len().min(SHARDS_MAX),
-            Auto::Set(shards) => shards,
-        };
+        let cpus = host::shard_cpus(settings.cpus.as_set().map(CpuList::as_slice))?;
+        let shards = settings.shard_count(cpus.len());
         let connections_per_shard =
             host::connections_per_shard(descriptor_limit, settings.listen.len(), shards)?;
         let limits = settings.limits(shards, connections_per_shard);

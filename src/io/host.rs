@@ -163,6 +163,17 @@ fn is_listed(cpu: usize, list: &str) -> bool {
     })
 }
 
+/// The CPUs shards are dealt to: `chosen`, or every one this process may use.
+///
+/// # Errors
+/// As [`check_cpus`] and [`allowed_cpus`].
+pub fn shard_cpus(chosen: Option<&[usize]>) -> Result<Vec<usize>, HostError> {
+    match chosen {
+        None => allowed_cpus(),
+        Some(cpus) => check_cpus(cpus).map(|()| cpus.to_vec()),
+    }
+}
+
 /// Pins the calling thread to `cpu`.
 ///
 /// # Errors
