@@ -17,7 +17,7 @@ use support::{
 };
 
 /// Every key of the configuration.
-const KEYS: [&str; 27] = [
+const KEYS: [&str; 29] = [
     "listen",
     "admin",
     "shards",
@@ -45,6 +45,8 @@ const KEYS: [&str; 27] = [
     "user_id_bytes_max",
     "high_water_mark",
     "mailbox_len_max",
+    "publish_queue_len_max",
+    "publish_bytes_max",
 ];
 
 fn local(port: u16) -> SocketAddr {

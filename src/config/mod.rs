@@ -47,8 +47,9 @@ pub struct Settings {
           value_delimiter = ',', value_parser = Parser(value::address))]
     pub listen: Vec<SocketAddr>,
 
-    /// Address of the admin interface (GET /health). It has no authentication: keep it on a
-    /// loopback or private address, or turn it off.
+    /// Address of the admin interface (GET /health, POST /v1/publish). It has no authentication,
+    /// and whoever reaches it may publish to every room: keep it on a loopback or private address,
+    /// or turn it off.
     #[arg(long, help_heading = ADDRESSES, default_value = "127.0.0.1:8081",
           value_name = "IP:PORT|off", value_parser = Parser(value::admin))]
     pub admin: Admin,
@@ -78,6 +79,12 @@ pub struct Settings {
     #[arg(long, help_heading = SHARDS, default_value = "256", value_name = "16..65536",
           value_parser = Parser(value::count))]
     pub mailbox_len_max: usize,
+
+    /// Publishes of the admin interface that may wait for one shard. Those beyond it are answered
+    /// 429 (server_busy).
+    #[arg(long, help_heading = SHARDS, default_value = "4096", value_name = "16..65536",
+          value_parser = Parser(value::count))]
+    pub publish_queue_len_max: usize,
 
     /// Connections held at once, over all shards; those beyond it are answered 503. "auto" is as
     /// many as there are descriptors.
@@ -113,6 +120,12 @@ pub struct Settings {
     #[arg(long, help_heading = LIMITS, default_value = "16MiB", value_name = "125B..64MiB",
           value_parser = Parser(value::size))]
     pub echo_message_bytes_max: Size,
+
+    /// Size of the body of a request to the admin interface: one publish, or one batch. A longer
+    /// one is answered 413.
+    #[arg(long, help_heading = LIMITS, default_value = "4MiB", value_name = "1KiB..64MiB",
+          value_parser = Parser(value::size))]
+    pub publish_bytes_max: Size,
 
     /// Memory, per shard, for messages of which only a part has arrived. The connection whose
     /// message does not fit is closed with code 1013.
@@ -304,6 +317,8 @@ impl Settings {
             user_id_bytes_max: self.user_id_bytes_max.bytes(),
             high_water_mark: self.high_water_mark.bytes() as u64,
             mailbox_len_max: self.mailbox_len_max,
+            publish_queue_len_max: self.publish_queue_len_max,
+            publish_bytes_max: self.publish_bytes_max.bytes(),
             echo: self.echo,
             connections_max,
             connections_per_shard_max,
@@ -352,6 +367,10 @@ pub struct Limits {
     pub high_water_mark: u64,
     /// Messages waiting from one shard for another, per pair.
     pub mailbox_len_max: usize,
+    /// Publishes of the control thread under way to one shard.
+    pub publish_queue_len_max: usize,
+    /// The body of one request to the admin interface.
+    pub publish_bytes_max: usize,
     /// Whether `/echo` exists.
     pub echo: bool,
     /// Connections at once, over all shards.

@@ -96,6 +96,8 @@ fn defaults() {
         user_id_bytes_max: 128,
         high_water_mark: 4 << 20,
         mailbox_len_max: 256,
+        publish_queue_len_max: 4096,
+        publish_bytes_max: 4 << 20,
         echo: false,
         connections_max: 38_000,
         connections_per_shard_max: 19_000,

@@ -1,19 +1,30 @@
-//! The admin interface: HTTP on its own address, for operators and their tools, not for clients.
+//! The admin interface: HTTP on its own address, for operators and backends, not for clients.
 //!
-//! `GET /health` answers `{"status":"ok"}`, while the server drains `{"status":"draining"}`. Every
-//! answer is JSON, errors too. Bounded like the rest: so many connections, so long to send a
-//! request, so long to take an answer. No authentication: whoever reaches it may use it.
+//! `GET /health` answers `{"status":"ok"}`, while the server drains `{"status":"draining"}`;
+//! `POST /v1/publish` and `POST /v1/publish/batch` are in [`super::publish`]. Every answer is JSON,
+//! errors too: `{"error":{"code":C,"message":M}}`. Bounded like the rest: so many connections, so
+//! long to send a request, so large a body, so long to take an answer. No authentication: whoever
+//! reaches it may use it.
 
+use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::net::TcpListener as StdTcpListener;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use axum::extract::State;
+use axum::body::{Body, Bytes};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::header::{CONTENT_TYPE, EXPECT, HeaderValue, RETRY_AFTER};
+use axum::http::{Request, StatusCode};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Json, Router, http::StatusCode};
+use axum::{Json, Router};
+use bytes::BytesMut;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use monoio::io::IntoPollIo;
@@ -23,28 +34,53 @@ use serde_json::{Value, json};
 use tower_service::Service;
 use tracing::{debug, warn};
 
-/// Starts to serve `listener`, on the runtime of the calling thread.
-///
-/// # Errors
-/// When the socket cannot be set up.
-pub(super) fn start(listener: StdTcpListener, health: Health) -> io::Result<()> {
-    // Inherited by every connection: a peer that takes no answer is cut by the kernel.
-    socket2::SockRef::from(&listener).set_tcp_user_timeout(Some(PEER_TIMEOUT))?;
-    listener.set_nonblocking(true)?;
-    let listener = Rc::new(TcpListener::from_std(listener)?);
-    let router = router(health);
-    // Each task serves one connection after the other: the bound needs no counting.
-    for _ in 0..CONNECTIONS_MAX {
-        monoio::spawn(serve_in_turn(listener.clone(), router.clone()));
-    }
-    Ok(())
+use super::desk::Desk;
+use super::publish;
+use crate::config::Limits;
+
+/// What the handlers of requests share. Cloning shares it.
+#[derive(Debug, Clone)]
+pub(super) struct Api {
+    pub(super) health: Health,
+    pub(super) desk: Desk,
+    pub(super) limits: Arc<Limits>,
 }
 
-async fn serve_in_turn(listener: Rc<TcpListener>, router: Router) {
+impl Api {
+    /// Starts to serve `listener`, on the runtime of the calling thread.
+    ///
+    /// # Errors
+    /// When the socket cannot be set up.
+    pub(super) fn start(self, listener: StdTcpListener) -> io::Result<()> {
+        // Inherited by every connection: a peer that takes no answer is cut by the kernel.
+        socket2::SockRef::from(&listener).set_tcp_user_timeout(Some(PEER_TIMEOUT))?;
+        listener.set_nonblocking(true)?;
+        let listener = Rc::new(TcpListener::from_std(listener)?);
+        let site = Site { body_bytes_max: self.limits.publish_bytes_max, router: self.router() };
+        // Each task serves one connection after the other: the bound needs no counting.
+        for _ in 0..CONNECTIONS_MAX {
+            monoio::spawn(serve_in_turn(listener.clone(), site.clone()));
+        }
+        Ok(())
+    }
+
+    fn router(self) -> Router {
+        Router::new()
+            .route("/health", get(report_health))
+            .merge(publish::routes())
+            .fallback(|| async { NOT_FOUND })
+            .method_not_allowed_fallback(|| async { METHOD_NOT_ALLOWED })
+            // `Site` has one for all.
+            .layer(DefaultBodyLimit::disable())
+            .with_state(self)
+    }
+}
+
+async fn serve_in_turn(listener: Rc<TcpListener>, site: Site) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                if let Err(error) = serve_connection(stream, router.clone()).await {
+                if let Err(error) = serve_connection(stream, site.clone()).await {
                     debug!("admin connection from {peer}: {error}");
                 }
             }
@@ -57,14 +93,11 @@ async fn serve_in_turn(listener: Rc<TcpListener>, router: Router) {
     }
 }
 
-async fn serve_connection(stream: TcpStream, router: Router) -> Result<(), hyper::Error> {
+async fn serve_connection(stream: TcpStream, site: Site) -> Result<(), hyper::Error> {
     let Ok(stream) = stream.into_poll_io() else {
         return Ok(());
     };
-    let service = service_fn(|request| {
-        let mut router = router.clone();
-        async move { router.call(request).await }
-    });
+    let service = service_fn(|request| site.clone().answer(request));
     http1::Builder::new()
         .timer(MonoioTimer)
         .header_read_timeout(PEER_TIMEOUT)
@@ -72,19 +105,115 @@ async fn serve_connection(stream: TcpStream, router: Router) -> Result<(), hyper
         .await
 }
 
-fn router(health: Health) -> Router {
-    let not_allowed =
-        || async { (StatusCode::METHOD_NOT_ALLOWED, Json(json!({"error": "method_not_allowed"}))) };
-    Router::new()
-        .route("/health", get(report_health))
-        .fallback(|| async { (StatusCode::NOT_FOUND, Json(json!({"error": "not_found"}))) })
-        .method_not_allowed_fallback(not_allowed)
-        .with_state(health)
+/// Answers requests once they are here as a whole: no handler waits for a peer.
+#[derive(Debug, Clone)]
+struct Site {
+    router: Router,
+    body_bytes_max: usize,
 }
 
-async fn report_health(State(health): State<Health>) -> Json<Value> {
-    Json(json!({"status": if health.is_draining() { "draining" } else { "ok" }}))
+impl Site {
+    async fn answer(mut self, request: Request<Incoming>) -> Result<Response, hyper::Error> {
+        let (head, body) = request.into_parts();
+        let too_long = body.size_hint().lower() > self.body_bytes_max as u64;
+        if too_long && head.headers.contains_key(EXPECT) {
+            // It waits for a word before it sends the body.
+            return Ok(BODY_TOO_LONG.into_response());
+        }
+        let body = match monoio::time::timeout(PEER_TIMEOUT, self.receive(body)).await {
+            Ok(Ok(Some(body))) => Body::from(body),
+            Ok(Ok(None)) => return Ok(BODY_TOO_LONG.into_response()),
+            Ok(Err(error)) => return Err(error),
+            Err(_) => return Ok(REQUEST_TIMEOUT.into_response()),
+        };
+        let response = self.router.call(Request::from_parts(head, body)).await;
+        Ok(response.unwrap_or_else(|never: Infallible| match never {}))
+    }
+
+    /// The whole body, or `None` if it is too long. Then it is read to its end all the same: an
+    /// answer that overtakes it may be lost in the reset that follows.
+    async fn receive(&self, body: Incoming) -> Result<Option<Bytes>, hyper::Error> {
+        let mut body = pin!(body);
+        let mut received = BytesMut::new();
+        let mut is_too_long = false;
+        while let Some(frame) = poll_fn(|context| body.as_mut().poll_frame(context)).await {
+            // Trailers, if any, mean nothing here.
+            let Ok(data) = frame?.into_data() else { continue };
+            is_too_long |= received.len() + data.len() > self.body_bytes_max;
+            if is_too_long {
+                received = BytesMut::new();
+            } else {
+                received.extend_from_slice(&data);
+            }
+        }
+        Ok((!is_too_long).then(|| received.freeze()))
+    }
 }
+
+async fn report_health(State(api): State<Api>) -> Json<Value> {
+    Json(json!({"status": if api.health.is_draining() { "draining" } else { "ok" }}))
+}
+
+/// A JSON answer that is written already.
+pub(super) fn json(status: StatusCode, body: Vec<u8>) -> Response {
+    let mut response = (status, body).into_response();
+    let fields = response.headers_mut();
+    fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+        fields.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_S));
+    }
+    response
+}
+
+/// An answer that says what is wrong.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Refusal {
+    pub(super) status: StatusCode,
+    /// For programs.
+    pub(super) code: &'static str,
+    /// For people: what is wrong and what to do.
+    pub(super) message: &'static str,
+}
+
+impl Refusal {
+    /// Writes it as JSON.
+    pub(super) fn put(self, out: &mut Vec<u8>) {
+        let error = json!({"error": {"code": self.code, "message": self.message}});
+        serde_json::to_writer(out, &error).expect("memory never fails");
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let mut body = Vec::new();
+        self.put(&mut body);
+        json(self.status, body)
+    }
+}
+
+const NOT_FOUND: Refusal = Refusal {
+    status: StatusCode::NOT_FOUND,
+    code: "not_found",
+    message: "There is nothing here. Endpoints are /health, /v1/publish and /v1/publish/batch.",
+};
+
+const METHOD_NOT_ALLOWED: Refusal = Refusal {
+    status: StatusCode::METHOD_NOT_ALLOWED,
+    code: "method_not_allowed",
+    message: "Read /health with GET; send to /v1/publish and /v1/publish/batch with POST.",
+};
+
+const REQUEST_TIMEOUT: Refusal = Refusal {
+    status: StatusCode::REQUEST_TIMEOUT,
+    code: "request_timeout",
+    message: "The request was not complete in time; send its body at once.",
+};
+
+const BODY_TOO_LONG: Refusal = Refusal {
+    status: StatusCode::PAYLOAD_TOO_LARGE,
+    code: "body_too_long",
+    message: "The body is longer than publish_bytes_max; send several requests, or raise it.",
+};
 
 /// What `/health` reports.
 #[derive(Debug, Clone, Default)]
@@ -95,22 +224,25 @@ impl Health {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    fn is_draining(&self) -> bool {
+    pub(super) fn is_draining(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
 /// Connections at once; more wait to be accepted.
-const CONNECTIONS_MAX: usize = 64;
+pub(super) const CONNECTIONS_MAX: usize = 64;
 
 /// Connections that may wait to be accepted.
 pub(super) const BACKLOG: i32 = 64;
 
-/// To send a request's header (also the time a kept-alive connection may be idle), and to take an
-/// answer.
+/// To send a request's header (also the time a kept-alive connection may be idle), to send its
+/// body, and to take an answer.
 const PEER_TIMEOUT: Duration = Duration::from_secs(10);
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// When to try again what could not be done for now, in seconds.
+const RETRY_AFTER_S: &str = "1";
 
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,8 @@
 //! The control thread: admin HTTP and signals, async on monoio, away from the shards.
 //!
 //! [`serve`] is the life of the server. On the main thread it checks the host, starts the shards
-//! and this thread, says so in one line, and waits for the shards to end. This thread takes part in
-//! no delivery: if it is slow, nothing else is.
+//! and this thread, says so in one line, and waits for the shards to end. This thread hands what is
+//! published over HTTP to the shards and takes part in no delivery: if it is slow, nothing else is.
 //!
 //! ```text
 //! check host -> watch signals -> probe addresses -> start shards -> start control -> "ready"
@@ -14,24 +14,27 @@
 //! Async code lives in this module alone.
 
 mod admin;
+mod desk;
+mod publish;
 mod reload;
 mod signals;
 mod startup;
 
 use std::io;
 use std::net::TcpListener;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use monoio::{FusionDriver, RuntimeBuilder};
 use tracing::{info, warn};
 
-use crate::config::{Admin, Conflict, Settings};
+use crate::config::{Admin, Conflict, Limits, Settings};
 use crate::io::host::{self, HostError, ListenError};
 use crate::logging::Threshold;
-use crate::shard::thread::{ShardPanicked, Shards, StartError};
+use crate::shard::thread::{Publishing, ShardPanicked, Shards, StartError};
 
-use admin::Health;
+use admin::{Api, Health};
+use desk::Desk;
 use reload::Reloader;
 use signals::{EndSignal, Signal, Signals};
 use startup::Startup;
@@ -54,14 +57,17 @@ pub fn serve(settings: &Settings, load: Load, log: Threshold) -> Result<(), Serv
     let admin_address = admin.as_ref().and_then(|listener| listener.local_addr().ok());
     if let Some(address) = admin_address.filter(|address| !address.ip().is_loopback()) {
         warn!(
-            "the admin interface on {address} has no authentication and is not on a loopback address"
+            "the admin interface on {address} has no authentication and is not on a loopback \
+             address: whoever reaches it can publish to every room"
         );
     }
 
     let announcement = startup.announcement(admin_address);
-    let shards = Shards::start(startup.plan)?;
+    let limits = startup.plan.limits.clone();
+    let (shards, publishing) = Shards::start(startup.plan)?;
     let controls = shards.controls();
     let reloader = Reloader { load, settings: settings.clone(), log, controls };
+    let admin = admin.map(|listener| (listener, limits, publishing));
     start_control(admin, signals, reloader).map_err(ServeError::Control)?;
     info!("{announcement}");
     shards.join()?;
@@ -73,7 +79,7 @@ pub fn serve(settings: &Settings, load: Load, log: Threshold) -> Result<(), Serv
 ///
 /// The thread ends with the process: it answers `/health` as long as there is a shard.
 fn start_control(
-    admin: Option<TcpListener>,
+    admin: Option<(TcpListener, Limits, Publishing)>,
     signals: Signals,
     reloader: Reloader,
 ) -> io::Result<()> {
@@ -87,7 +93,11 @@ fn start_control(
         };
         runtime.block_on(async {
             let health = Health::default();
-            let listening = admin.map_or(Ok(()), |admin| admin::start(admin, health.clone()));
+            let listening = admin.map_or(Ok(()), |(listener, limits, publishing)| {
+                let desk = Desk::open(publishing)?;
+                let health = health.clone();
+                Api { health, desk, limits: Arc::new(limits) }.start(listener)
+            });
             // Nobody waits for it only if the main thread is gone, and the process with it.
             let _ = started.send(listening);
             control(signals, health, reloader).await;

@@ -8,9 +8,10 @@
 //! | `/`         | -            | no WebSocket: the chat page                    |
 //!
 //! Raw and echo have nothing to translate, so they have no file. A new client protocol is one
-//! more file here and one more [`Endpoint`].
+//! more file here and one more [`Endpoint`]. What backends post over HTTP is [`publish`].
 
 pub mod native;
+pub mod publish;
 
 use std::borrow::Cow;
 

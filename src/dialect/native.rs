@@ -197,7 +197,9 @@ struct Fields<'m> {
 }
 
 /// A field that is there, also when it is `null`: `"content":null` is content.
-fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+pub(super) fn present<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<&'de RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
@@ -230,7 +232,8 @@ impl<'m> Fields<'m> {
     }
 }
 
-fn string(value: &RawValue) -> Option<Cow<'_, str>> {
+/// The text of `value` if it is a string.
+pub(super) fn string(value: &RawValue) -> Option<Cow<'_, str>> {
     /// A string borrowed from the JSON where it has no escapes.
     #[derive(Deserialize)]
     struct Text<'m>(#[serde(borrow)] Cow<'m, str>);

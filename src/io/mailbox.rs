@@ -78,43 +78,61 @@ impl<T> Lanes<T> {
     }
 }
 
-/// Who sleeps. Cloning shares the flags.
+/// Which shards sleep. Cloning shares the flags.
 #[derive(Debug, Clone)]
 pub struct Sleepers {
-    flags: Arc<[Flag]>,
+    flags: Arc<[Sleeper]>,
 }
-
-/// A flag on a cache line of its own: its neighbours are written by other cores.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Flag(AtomicBool);
 
 impl Sleepers {
     /// All awake.
     #[must_use]
     pub fn new(shards: usize) -> Self {
-        Self { flags: (0..shards).map(|_| Flag::default()).collect() }
+        Self { flags: (0..shards).map(|_| Sleeper::default()).collect() }
     }
 
-    /// Says that `shard` is about to sleep. It must look into its rings once more after this and
-    /// before it sleeps.
+    /// [`Sleeper::fall_asleep`] of `shard`.
     pub fn fall_asleep(&self, shard: ShardId) {
-        self.flags[shard.index()].0.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        self.flags[shard.index()].fall_asleep();
     }
 
-    /// Says that `shard` is awake.
+    /// [`Sleeper::wake_up`] of `shard`.
     pub fn wake_up(&self, shard: ShardId) {
-        self.flags[shard.index()].0.store(false, Ordering::Relaxed);
+        self.flags[shard.index()].wake_up();
     }
 
-    /// After messages were pushed for `shard`: whether the caller must wake it. True for one
-    /// caller only, the others need not.
+    /// [`Sleeper::must_wake`] of `shard`.
     #[must_use]
     pub fn must_wake(&self, shard: ShardId) -> bool {
+        self.flags[shard.index()].must_wake()
+    }
+}
+
+/// Whether one thread sleeps, on a cache line of its own: its neighbours are written by other
+/// cores. Awake at first.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Sleeper(AtomicBool);
+
+impl Sleeper {
+    /// The thread is about to sleep. It must look into its rings once more after this and before
+    /// it sleeps.
+    pub fn fall_asleep(&self) {
+        self.0.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        let flag = &self.flags[shard.index()].0;
-        flag.load(Ordering::Relaxed) && flag.swap(false, Ordering::Relaxed)
+    }
+
+    /// The thread is awake.
+    pub fn wake_up(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
+    /// After messages were pushed for the thread: whether the caller must wake it. True for one
+    /// caller only, the others need not.
+    #[must_use]
+    pub fn must_wake(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed)
     }
 }
 

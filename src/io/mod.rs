@@ -125,6 +125,8 @@ pub enum Operation<'a> {
         /// The shard to wake.
         shard: ShardId,
     },
+    /// Wakes the control thread that said that it sleeps.
+    WakeControl,
 }
 
 /// Which directions a [`Operation::Shutdown`] ends.

@@ -20,6 +20,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -37,32 +38,45 @@ const COMPLETIONS: u32 = 32 * 1024;
 /// Completions after which one `enter` runs no more deferred task work.
 const COMPLETIONS_PER_ENTER: usize = 1024;
 
-/// One eventfd per shard, by which others wake it. Cloning shares them.
+/// One eventfd per shard, by which others wake it, and a socket for the control thread. Cloning
+/// shares them.
 #[derive(Debug, Clone)]
 pub struct Bells {
     files: Arc<[File]>,
+    control: Arc<UnixStream>,
 }
 
 impl Bells {
-    /// One bell for each of `shards` shards.
+    /// One bell for each of `shards` shards and one for the control thread, which hears it as
+    /// bytes in the socket that comes with them: its runtime can wait for sockets only.
     ///
     /// # Errors
-    /// What eventfd(2) says: `EMFILE` when the descriptors do not suffice.
-    pub fn new(shards: usize) -> io::Result<Self> {
+    /// What eventfd(2) and socketpair(2) say: `EMFILE` when the descriptors do not suffice.
+    pub fn new(shards: usize) -> io::Result<(Self, UnixStream)> {
         let files = (0..shards).map(|_| eventfd()).collect::<io::Result<_>>()?;
-        Ok(Self { files })
+        let (control, heard) = UnixStream::pair()?;
+        control.set_nonblocking(true)?;
+        heard.set_nonblocking(true)?;
+        Ok((Self { files, control: Arc::new(control) }, heard))
     }
 
     /// Their descriptors: a shard's private table must keep them.
     #[must_use]
     pub fn descriptors(&self) -> Vec<RawFd> {
-        self.files.iter().map(AsRawFd::as_raw_fd).collect()
+        let control = self.control.as_raw_fd();
+        self.files.iter().map(AsRawFd::as_raw_fd).chain([control]).collect()
     }
 
     /// Wakes shard number `index`.
     pub fn ring(&self, index: usize) {
         // A non-blocking eventfd refuses only when its counter is full: then it has rung already.
         let _ = (&self.files[index]).write(&1_u64.to_ne_bytes());
+    }
+
+    /// Wakes the control thread.
+    pub fn ring_control(&self) {
+        // Refused only when the socket is full of rings, or there is nobody to hear them.
+        let _ = (&*self.control).write(&[1]);
     }
 }
 
@@ -335,6 +349,7 @@ impl Io for Uring {
             Operation::Shutdown { socket, how } => self.shutdowns.push((socket, how)),
             Operation::Close { socket } => self.close(socket),
             Operation::Wake { shard } => self.bells.ring(shard.index()),
+            Operation::WakeControl => self.bells.ring_control(),
         }
     }
 

@@ -160,7 +160,7 @@ impl HomeTable {
 
     /// Numbers and encodes one publish. Returns its offset. One copy of the payload.
     pub fn publish(&mut self, key: Key, message: &Message) -> u64 {
-        let home = self.rooms.get_mut(key).expect("a publisher is a member");
+        let home = self.rooms.get_mut(key).expect("a room with members");
         home.offset += 1;
         let offset = home.offset;
         if !home.unflushed {
@@ -194,6 +194,13 @@ impl HomeTable {
         let run = self.run.get_or_insert(Run { room: key, offset });
         run.offset = offset;
         offset
+    }
+
+    /// Publishes to the room called `name` and returns the offset; `None` when there is no such
+    /// room, because nobody is in it: then there is nothing to do.
+    pub fn publish_to(&mut self, name: &RoomName, message: &Message) -> Option<u64> {
+        let key = *self.by_name.get(name)?;
+        Some(self.publish(key, message))
     }
 
     /// Hands new frames to every subscriber through `send`, which takes the shard and the room's

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::connection::{Accept, Connection, Membership, Memberships, Phase};
-use super::message::{Ack, Delivery, Request};
+use super::message::{self, Ack, Delivery, Request};
 use super::output::{Reason, Source, Staged};
 use super::{MESSAGES_PER_MAILBOX, SENDS_PER_ROOM, SENDS_PER_TICK, Shard};
 use crate::dialect::native::{self, ErrorCode};
@@ -225,10 +225,7 @@ impl<I: Io> Shard<I> {
         };
         let user_id = connection.memberships.named(room).and_then(|named| named.user_id.as_deref());
         let sender = user_id.unwrap_or(native::ANONYMOUS);
-        let len_max = native::broadcast_len_max(room_id.len(), sender.len(), content.len());
-        let out = self.segments.open(len_max);
-        let offset_at = Some(native::broadcast(room_id, sender, content, out));
-        let message = Message { opcode: Opcode::Text, payload: self.segments.cut(), offset_at };
+        let message = message::broadcast(&mut self.segments, room_id, sender, content);
         let ack = id
             .map(|id| Box::new(Ack { connection: key, id: Bytes::copy_from_slice(id.as_bytes()) }));
         self.publish(key, room, message, ack);

@@ -1,4 +1,4 @@
-//! What shards say to each other, and the control thread to shards.
+//! What shards say to each other, and what the control thread says to them.
 //!
 //! Two kinds in two sets of mailboxes, so that no two shards can ever wait for each other:
 //! *requests* go towards a room's home, *deliveries* come from it. Taking in a delivery depends
@@ -8,7 +8,10 @@
 use bytes::Bytes;
 
 use crate::config::Heartbeats;
+use crate::dialect::native;
 use crate::id::RoomName;
+use crate::protocol::Opcode;
+use crate::room::SegmentPool;
 use crate::room::home::{Frames, Message};
 use crate::slab::Key;
 
@@ -80,6 +83,17 @@ pub struct Ack {
     pub id: Bytes,
 }
 
+/// From the control thread to the home of a room: a publish by whoever is no member.
+///
+/// Answered in order, see [`super::publisher`].
+#[derive(Debug)]
+pub struct Publish {
+    /// The room; it need not exist.
+    pub room: RoomName,
+    /// What.
+    pub message: Message,
+}
+
 /// From the control thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Control {
@@ -87,4 +101,16 @@ pub enum Control {
     Heartbeats(Heartbeats),
     /// Close the listeners and every connection, then end.
     Drain,
+}
+
+/// The `broadcast` of the native protocol as a message for a room's home, in a segment.
+pub(super) fn broadcast(
+    segments: &mut SegmentPool,
+    room_id: &str,
+    sender: &str,
+    content: &str,
+) -> Message {
+    let len_max = native::broadcast_len_max(room_id.len(), sender.len(), content.len());
+    let offset_at = native::broadcast(room_id, sender, content, segments.open(len_max));
+    Message { opcode: Opcode::Text, payload: segments.cut(), offset_at: Some(offset_at) }
 }

@@ -7,8 +7,8 @@
 //! ```text
 //!        ┌──────────────────────────── tick ─────────────────────────────┐
 //!   reap │ resolve sends ▶ input: decode, handle ▶ deadlines ▶ mailboxes:│ submit
-//!  ─────▶│ deliveries, requests ▶ home: flush ▶ pings ▶ owed: replies,   │────────▶
-//!        │ closes ▶ sweep rooms ▶ receives ▶ wake others                 │ and wait
+//!  ─────▶│ deliveries, requests, publishes ▶ home: flush ▶ pings ▶ owed: │────────▶
+//!        │ replies, closes ▶ sweep rooms ▶ receives ▶ wake others        │ and wait
 //!        └────────────────────────────────────────────────────────────────┘
 //! ```
 //!
@@ -20,7 +20,8 @@
 //! | `fanout`        | rooms: join, leave, publish, mailboxes, sweeps                     |
 //! | [`deadlines`]   | what must have happened by when                                    |
 //! | `heartbeat`     | pings, and the end of peers that have vanished                     |
-//! | [`message`]     | what shards say to each other                                      |
+//! | [`message`]     | what shards and the control thread say to each other               |
+//! | [`publisher`]   | publishes of the control thread, and its queues                    |
 //! | [`thread`]      | real shards on real threads                                        |
 //!
 //! Every step is bounded (the constants below), so nothing on a shard waits for long, whatever
@@ -34,6 +35,7 @@ mod input;
 pub mod message;
 pub mod metrics;
 mod output;
+pub mod publisher;
 pub mod thread;
 
 use std::collections::VecDeque;
@@ -59,6 +61,7 @@ use heartbeat::Hand;
 use message::{Control, Delivery, Request};
 use metrics::ShardMetrics;
 use output::{Reason, Staged};
+use publisher::{Inlet, Publisher};
 
 /// Sends to members of rooms in one tick: some two milliseconds of work.
 const SENDS_PER_TICK: usize = bound(512, 8);
@@ -99,6 +102,16 @@ pub struct Ends {
     homes: HomeHasher,
     census: Census,
     control: rtrb::Consumer<Control>,
+    inlet: Inlet,
+}
+
+/// The control thread's ends of all shards, see [`Ends::mesh`].
+#[derive(Debug)]
+pub struct ControlEnds {
+    /// The mailboxes for commands, by shard.
+    pub controls: Vec<rtrb::Producer<Control>>,
+    /// The queues for publishes.
+    pub publisher: Publisher,
 }
 
 /// How many connections all shards hold together. Touched once at the beginning and once at the
@@ -126,23 +139,24 @@ impl Census {
 const CONTROLS_MAX: usize = 16;
 
 impl Ends {
-    /// The ends of the shards over which `homes` spreads the rooms, with mailboxes of
-    /// `mailbox_len_max` messages, each with the producer of its control mailbox.
+    /// The ends of the shards over which `homes` spreads the rooms, with mailboxes as long as
+    /// `limits` says, and those of the control thread.
     #[must_use]
-    pub fn mesh(
-        homes: &HomeHasher,
-        mailbox_len_max: usize,
-    ) -> Vec<(Self, rtrb::Producer<Control>)> {
+    pub fn mesh(homes: &HomeHasher, limits: &Limits) -> (Vec<Self>, ControlEnds) {
         let shards = homes.shards();
         let sleepers = Sleepers::new(shards);
         let census = Census::default();
-        Lanes::mesh(shards, mailbox_len_max)
+        let (publisher, inlets) = Publisher::new(homes, &sleepers, limits.publish_queue_len_max);
+        let mut controls = Vec::with_capacity(shards);
+        let ends = Lanes::mesh(shards, limits.mailbox_len_max)
             .into_iter()
-            .zip(Lanes::mesh(shards, mailbox_len_max))
+            .zip(Lanes::mesh(shards, limits.mailbox_len_max))
+            .zip(inlets)
             .enumerate()
-            .map(|(index, (requests, deliveries))| {
+            .map(|(index, ((requests, deliveries), inlet))| {
                 let (producer, control) = rtrb::RingBuffer::new(CONTROLS_MAX);
-                let ends = Self {
+                controls.push(producer);
+                Self {
                     shard: ShardId::from(index),
                     requests,
                     deliveries,
@@ -150,10 +164,11 @@ impl Ends {
                     homes: homes.clone(),
                     census: census.clone(),
                     control,
-                };
-                (ends, producer)
+                    inlet,
+                }
             })
-            .collect()
+            .collect();
+        (ends, ControlEnds { controls, publisher })
     }
 }
 
@@ -286,6 +301,7 @@ impl<I: Io> Shard<I> {
         self.retry_stalled();
         self.take_deliveries();
         self.take_requests();
+        self.take_publishes();
         self.flush_home();
         self.visit_some(now);
         self.send_owed();
@@ -340,7 +356,9 @@ impl<I: Io> Shard<I> {
     fn has_mail(&self) -> bool {
         !self.ends.control.is_empty()
             || (!self.congested
-                && (self.ends.requests.has_input() || self.ends.deliveries.has_input()))
+                && (self.ends.requests.has_input()
+                    || self.ends.deliveries.has_input()
+                    || self.ends.inlet.has_input()))
     }
 
     fn wake_others(&mut self) {
@@ -354,6 +372,7 @@ impl<I: Io> Shard<I> {
                 self.io.submit(Operation::Wake { shard });
             }
         }
+        self.wake_publisher();
     }
 
     fn take_control(&mut self, now: Instant) {
@@ -430,7 +449,11 @@ impl<I: Io> Shard<I> {
             active: self.active.len(),
             stalled: self.stalled.len(),
             links: self.links.len(),
-            mail: usize::from(self.ends.requests.has_input() || self.ends.deliveries.has_input()),
+            mail: usize::from(
+                self.ends.requests.has_input()
+                    || self.ends.deliveries.has_input()
+                    || self.ends.inlet.has_input(),
+            ),
             deadlines: usize::from(self.deadlines.next().is_some()),
         }
     }

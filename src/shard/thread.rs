@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -10,7 +11,8 @@ use tracing::{info, warn};
 
 use super::message::Control;
 use super::metrics::ShardMetrics;
-use super::{Ends, Shard, Status};
+use super::publisher::Publisher;
+use super::{ControlEnds, Ends, Shard, Status};
 use crate::config::{Heartbeats, Limits};
 use crate::id::HomeHasher;
 use crate::io::host::{self, HostError, ListenError};
@@ -95,6 +97,18 @@ pub struct Shards {
     metrics: Vec<Arc<ShardMetrics>>,
 }
 
+/// How one thread publishes to the rooms of all shards: the control thread.
+#[derive(Debug)]
+pub struct Publishing {
+    /// The queues to and from the shards.
+    pub publisher: Publisher,
+    /// Wakes the shards that [`Publisher::wake_shards`] names.
+    pub bells: Bells,
+    /// Readable when a shard wakes the thread that has said [`Publisher::fall_asleep`]; what it
+    /// reads has no meaning. Non-blocking.
+    pub bell: UnixStream,
+}
+
 /// Speaks to every shard. Cloning speaks to the same shards.
 #[derive(Debug, Clone)]
 pub struct Controls {
@@ -140,20 +154,22 @@ pub struct ShardBusy {
 }
 
 impl Shards {
-    /// Starts the shards and returns when all of them accept connections.
+    /// Starts the shards and returns when all of them accept connections, with the way to publish
+    /// to their rooms.
     ///
     /// # Errors
     /// The first thing that could not be had; the others are told to end.
-    pub fn start(plan: Plan) -> Result<Self, StartError> {
+    pub fn start(plan: Plan) -> Result<(Self, Publishing), StartError> {
         let Plan { shards, cpus, listen, limits } = plan;
-        let bells = Bells::new(shards).map_err(StartError::Bells)?;
+        let (bells, bell) = Bells::new(shards).map_err(StartError::Bells)?;
         let limits = Arc::new(limits);
         let (started, outcomes) = mpsc::channel();
         let (end, ended) = mpsc::channel();
-        let (mut threads, mut producers, mut metrics) = (Vec::new(), Vec::new(), Vec::new());
-        for (index, (ends, producer)) in
-            Ends::mesh(&HomeHasher::new(shards), limits.mailbox_len_max).into_iter().enumerate()
-        {
+        let (ends, control_ends) = Ends::mesh(&HomeHasher::new(shards), &limits);
+        let ControlEnds { controls, publisher } = control_ends;
+        let controls = Controls { producers: Arc::new(Mutex::new(controls)), bells: bells.clone() };
+        let (mut threads, mut metrics) = (Vec::new(), Vec::new());
+        for (index, ends) in ends.into_iter().enumerate() {
             let counted = Arc::new(ShardMetrics::default());
             let seat = Seat {
                 index,
@@ -172,14 +188,15 @@ impl Shards {
                 })
                 .map_err(|error| StartError::Thread { shard: index, error })?;
             threads.push(thread);
-            producers.push(producer);
             metrics.push(counted);
         }
-        let controls = Controls { producers: Arc::new(Mutex::new(producers)), bells };
         drop(started);
         let first_error = outcomes.iter().take(shards).find_map(Result::err);
         match first_error {
-            None => Ok(Self { threads, controls, ended, metrics }),
+            None => {
+                let shards = Self { threads, controls, ended, metrics };
+                Ok((shards, Publishing { publisher, bells, bell }))
+            }
             Some(error) => {
                 controls.drain();
                 Err(error)
@@ -257,11 +274,14 @@ impl Seat {
             Ok(uring) => uring,
             Err(error) => return drop(started.send(Err(error))),
         };
-        let Self { listen, limits, metrics, .. } = self;
+        let Self { listen, limits, bells, metrics, .. } = self;
         let mut shard = Shard::new(uring, listen.len(), ends, limits, metrics);
         // Nobody listens when another shard has failed to start: then the drain comes soon.
         let _ = started.send(Ok(()));
         while shard.tick() == Status::Running {}
+        drop(shard);
+        // Publishes that came too late for it have their answer now.
+        bells.ring_control();
     }
 
     fn set_up(&self) -> Result<Uring, StartError> {

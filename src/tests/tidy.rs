@@ -18,7 +18,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("dialect", &["protocol", "config"]),
     ("shard", &["room", "dialect", "protocol", "io", "config", "id", "slab"]),
     ("check", &["io", "config"]),
-    ("control", &["shard", "io", "config", "logging", "id"]),
+    ("control", &["shard", "dialect", "io", "config", "logging", "id", "slab"]),
 ];
 
 /// Columns of a line, also where `rustfmt` leaves it alone; a table may be wider.

@@ -1,32 +1,131 @@
-use axum::body::{Body, to_bytes};
-use axum::http::Request;
+//! The router over a desk whose shards do not run, or end: what is answered then.
+
+use axum::http::HeaderMap;
+use monoio::{LegacyDriver, RuntimeBuilder};
 
 use super::*;
+use crate::id::HomeHasher;
+use crate::io::uring::Bells;
+use crate::shard::Ends;
 
-fn answer(health: &Health, method: &str, path: &str) -> (u16, String) {
-    let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
-    let mut router = router(health.clone());
-    let mut runtime = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new().build().unwrap();
-    runtime.block_on(async move {
-        let response = router.call(request).await.unwrap();
-        let status = response.status().as_u16();
-        let body = to_bytes(response.into_body(), 1024).await.unwrap();
-        (status, String::from_utf8(body.to_vec()).unwrap())
-    })
+/// An interface to one shard, for which so many publishes may wait, and what the shard holds.
+fn api(publish_queue_len_max: usize) -> (Api, Vec<Ends>) {
+    let limits = Limits { publish_queue_len_max, ..Limits::default() };
+    let (ends, control) = Ends::mesh(&HomeHasher::new(1), &limits);
+    let (bells, _) = Bells::new(1).unwrap();
+    let desk = Desk::new(control.publisher, bells);
+    (Api { health: Health::default(), desk, limits: Arc::new(limits) }, ends)
+}
+
+fn request(method: &str, path: &str, body: &str) -> Request<Body> {
+    let request = Request::builder().method(method).uri(path);
+    let request = request.header(CONTENT_TYPE, "application/json; charset=utf-8");
+    request.body(Body::from(body.to_owned())).unwrap()
+}
+
+async fn answer(api: &Api, request: Request<Body>) -> (u16, HeaderMap, String) {
+    let (head, body) = api.clone().router().call(request).await.unwrap().into_parts();
+    let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
+    (head.status.as_u16(), head.headers, String::from_utf8(body.to_vec()).unwrap())
+}
+
+fn run<T>(future: impl Future<Output = T>) -> T {
+    RuntimeBuilder::<LegacyDriver>::new().build().unwrap().block_on(future)
+}
+
+/// Polls `future` once: a request is handed in with that, and its answer waits for the shard.
+async fn start<T>(mut future: std::pin::Pin<&mut impl Future<Output = T>>) {
+    let polled = poll_fn(|context| std::task::Poll::Ready(future.as_mut().poll(context))).await;
+    assert!(polled.is_pending());
+}
+
+const ONE: &str = r#"{"room_id":"lobby","content":1}"#;
+
+fn batch(items: &[&str]) -> String {
+    format!(r#"{{"items":[{}]}}"#, items.join(","))
 }
 
 #[test]
-fn answers() {
-    let health = Health::default();
+fn health_and_what_is_not_there() {
+    let (api, _ends) = api(2);
     #[track_caller]
-    fn check(health: &Health, request: (&str, &str), status: u16, body: &str) {
-        assert_eq!(answer(health, request.0, request.1), (status, body.to_owned()), "{request:?}");
+    fn check(api: &Api, (method, path): (&str, &str), status: u16, body: &str) {
+        let (found, _, text) = run(answer(api, request(method, path, "")));
+        assert_eq!(found, status, "{method} {path}");
+        assert!(text.starts_with(body) && text.is_empty() == body.is_empty(), "{path}: {text}");
     }
-    check(&health, ("GET", "/health"), 200, r#"{"status":"ok"}"#);
-    check(&health, ("HEAD", "/health"), 200, "");
-    check(&health, ("POST", "/health"), 405, r#"{"error":"method_not_allowed"}"#);
-    check(&health, ("GET", "/"), 404, r#"{"error":"not_found"}"#);
-    check(&health, ("DELETE", "/health/"), 404, r#"{"error":"not_found"}"#);
-    health.set_draining();
-    check(&health, ("GET", "/health"), 200, r#"{"status":"draining"}"#);
+    check(&api, ("GET", "/health"), 200, r#"{"status":"ok"}"#);
+    check(&api, ("HEAD", "/health"), 200, "");
+    let not_allowed = r#"{"error":{"code":"method_not_allowed","message":"#;
+    check(&api, ("POST", "/health"), 405, not_allowed);
+    check(&api, ("GET", "/v1/publish"), 405, not_allowed);
+    check(&api, ("PUT", "/v1/publish/batch"), 405, not_allowed);
+    let not_found = r#"{"error":{"code":"not_found","message":"#;
+    check(&api, ("GET", "/"), 404, not_found);
+    check(&api, ("DELETE", "/health/"), 404, not_found);
+    check(&api, ("POST", "/v1/publish/"), 404, not_found);
+    api.health.set_draining();
+    check(&api, ("GET", "/health"), 200, r#"{"status":"draining"}"#);
+}
+
+#[test]
+fn a_shard_that_is_behind_is_answered_429() {
+    let (api, _ends) = api(2);
+    run(async {
+        let mut first = pin!(answer(&api, request("POST", "/v1/publish", ONE)));
+        start(first.as_mut()).await;
+        let both = batch(&[ONE, "{}", ONE, ONE]);
+        let mut second = pin!(answer(&api, request("POST", "/v1/publish/batch", &both)));
+        // One of its items fits, so it waits for that.
+        start(second.as_mut()).await;
+
+        let (status, fields, body) = answer(&api, request("POST", "/v1/publish", ONE)).await;
+        assert_eq!((status, &fields[RETRY_AFTER]), (429, &HeaderValue::from_static("1")));
+        assert!(body.starts_with(r#"{"error":{"code":"server_busy","message":"#), "{body}");
+
+        let bad = batch(&["7", ONE]);
+        let (status, fields, body) = answer(&api, request("POST", "/v1/publish/batch", &bad)).await;
+        assert_eq!((status, &fields[RETRY_AFTER]), (429, &HeaderValue::from_static("1")));
+        let start = r#"{"items":[{"error":{"code":"invalid_message""#;
+        assert!(body.starts_with(start) && body.contains("server_busy"), "{body}");
+
+        // Nothing of it is the server's fault.
+        let bad = batch(&["7", "{}"]);
+        let (status, fields, _) = answer(&api, request("POST", "/v1/publish/batch", &bad)).await;
+        assert_eq!((status, fields.get(RETRY_AFTER)), (200, None));
+    });
+}
+
+#[test]
+fn a_shard_that_ends_answers_503_to_what_waits_for_it() {
+    let (api, ends) = api(2);
+    run(async {
+        let mut one = pin!(answer(&api, request("POST", "/v1/publish", ONE)));
+        start(one.as_mut()).await;
+        let some = batch(&[ONE, "7"]);
+        let mut some = pin!(answer(&api, request("POST", "/v1/publish/batch", &some)));
+        start(some.as_mut()).await;
+        drop(ends);
+        api.desk.take_answers();
+        for (status, fields, body) in [one.await, some.await] {
+            assert_eq!((status, &fields[RETRY_AFTER]), (503, &HeaderValue::from_static("1")));
+            assert!(body.contains(r#""code":"draining""#), "{body}");
+        }
+    });
+}
+
+#[test]
+fn clients_that_go_keep_their_places_until_the_shard_has_answered() {
+    let (api, ends) = api(10 * CONNECTIONS_MAX);
+    run(async {
+        for _ in 0..CONNECTIONS_MAX {
+            start(pin!(answer(&api, request("POST", "/v1/publish", ONE)))).await;
+        }
+        let (status, ..) = answer(&api, request("POST", "/v1/publish", ONE)).await;
+        assert_eq!(status, 429, "the queue has places, the desk has not");
+        drop(ends);
+        api.desk.take_answers();
+        let (status, ..) = answer(&api, request("POST", "/v1/publish", ONE)).await;
+        assert_eq!(status, 503, "the shard has ended, and all places are free again");
+    });
 }

@@ -427,6 +427,7 @@ impl Net {
             Operation::Shutdown { socket, how } => Staged::Shutdown { socket, how },
             Operation::Close { socket } => Staged::Close(socket),
             Operation::Wake { shard } => Staged::Wake(shard.index()),
+            Operation::WakeControl => unreachable!("nobody publishes from outside"),
         };
         self.sides[shard].staged.push(staged);
     }

@@ -23,7 +23,7 @@ use crate::id::HomeHasher;
 use crate::room::segment::SEGMENT_BYTES;
 use crate::shard::message::Control;
 use crate::shard::metrics::ShardMetrics;
-use crate::shard::{Ends, Residue, Shard, Status};
+use crate::shard::{ControlEnds, Ends, Residue, Shard, Status};
 
 /// What kind of world the seed makes.
 #[derive(Debug, Clone)]
@@ -142,10 +142,9 @@ impl World {
         let listeners = pick(&mut net, &[1, 2]);
         (0..plan.shards).for_each(|_| net.add_shard(listeners));
         let net = Rc::new(RefCell::new(net));
-        let (mut shards, mut metrics, mut controls) = (Vec::new(), Vec::new(), Vec::new());
-        for (shard, (ends, control)) in
-            Ends::mesh(&homes, limits.mailbox_len_max).into_iter().enumerate()
-        {
+        let (mut shards, mut metrics) = (Vec::new(), Vec::new());
+        let (ends, ControlEnds { controls, .. }) = Ends::mesh(&homes, &limits);
+        for (shard, ends) in ends.into_iter().enumerate() {
             let io = SimIo { net: Rc::clone(&net), shard, lent: Rc::new(Cell::new(0)) };
             let counted = Arc::new(ShardMetrics::default());
             shards.push(Some(Shard::new(
@@ -156,7 +155,6 @@ impl World {
                 Arc::clone(&counted),
             )));
             metrics.push(counted);
-            controls.push(control);
         }
         Self {
             stalled_until: vec![Duration::ZERO; plan.shards],
@@ -469,6 +467,8 @@ impl Plan {
                 high_water_mark * pick(net, &[1, 4, 16])
             },
             mailbox_len_max: pick(net, &[1, 2, 4, 16]),
+            publish_bytes_max: 1 << 20,
+            publish_queue_len_max: 4,
             echo: true,
             connections_max: scarce(self.crowded, pick(net, &[4, 16])),
             connections_per_shard_max: scarce(self.crowded, pick(net, &[2, 8])),

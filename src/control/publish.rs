@@ -1,0 +1,147 @@
+//! `POST /v1/publish` and `POST /v1/publish/batch`: publishes by backends.
+//!
+//! What an item may say is the matter of [`dialect::publish`](crate::dialect::publish), how it gets
+//! to its room that of [`Desk`](super::desk::Desk). Here is HTTP: what is checked first, what an
+//! outcome looks like, and which status it has.
+//!
+//! | Status | When                                                                             |
+//! |--------|----------------------------------------------------------------------------------|
+//! | 200    | published, also to a room that nobody is in; a batch: an outcome for each item   |
+//! | 400    | no JSON, or not what is asked for                                                |
+//! | 413    | a message, or a batch, is longer than it may be                                  |
+//! | 415    | the Content-Type is not `application/json`                                       |
+//! | 429    | the room's shard is behind; a batch: no item was taken, some because of that     |
+//! | 503    | the server drains                                                                |
+//!
+//! Nothing but `application/json` is taken because browsers send anything else without asking: a
+//! page of any site could publish through a visitor who can reach this address.
+
+use std::iter;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::{CONTENT_TYPE, HeaderMap};
+use axum::response::Response;
+use axum::routing::post;
+
+use super::admin::{Api, Refusal, json};
+use super::desk::{Failure, Outcome};
+use crate::dialect::native::ErrorCode;
+use crate::dialect::publish::{PublishError, parse, parse_batch};
+
+pub(super) fn routes() -> Router<Api> {
+    Router::new().route("/v1/publish", post(one)).route("/v1/publish/batch", post(batch))
+}
+
+async fn one(State(api): State<Api>, head: HeaderMap, body: Bytes) -> Result<Response, Refusal> {
+    let item = api.json_body(&head, &body)?;
+    let publication = parse(item, &api.limits)?;
+    let room_id = publication.room_id.clone().into_owned();
+    let outcomes = api.desk.publish(iter::once(Ok(publication))).await;
+    let offset = outcomes[0]?;
+    let mut answer = b"{\"room_id\":".to_vec();
+    put_json(&room_id, &mut answer);
+    answer.extend_from_slice(b",\"offset\":");
+    put_json(&offset, &mut answer);
+    answer.push(b'}');
+    Ok(json(StatusCode::OK, answer))
+}
+
+async fn batch(State(api): State<Api>, head: HeaderMap, body: Bytes) -> Result<Response, Refusal> {
+    let items = parse_batch(api.json_body(&head, &body)?)?;
+    let publications = items.iter().map(|item| parse(item.get(), &api.limits));
+    let outcomes = api.desk.publish(publications).await;
+    Ok(json(batch_status(&outcomes), batch_answer(&outcomes)))
+}
+
+impl Api {
+    /// The body of a request to publish, unless it cannot be taken.
+    fn json_body<'b>(&self, head: &HeaderMap, body: &'b [u8]) -> Result<&'b str, Refusal> {
+        if self.health.is_draining() {
+            return Err(Failure::Draining.into());
+        }
+        let content_type = head.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+        let media_type = content_type.split(|&b| b == b';').next().unwrap_or_default();
+        if !media_type.trim_ascii().eq_ignore_ascii_case(b"application/json") {
+            return Err(NOT_JSON);
+        }
+        simdutf8::basic::from_utf8(body).map_err(|_| PublishError::InvalidJson.into())
+    }
+}
+
+const NOT_JSON: Refusal = Refusal {
+    status: StatusCode::UNSUPPORTED_MEDIA_TYPE,
+    code: "unsupported_media_type",
+    message: "Send JSON, with the field Content-Type: application/json.",
+};
+
+/// Of the items when nothing was published and that is not their own fault, otherwise 200.
+fn batch_status(outcomes: &[Outcome]) -> StatusCode {
+    if outcomes.iter().any(Result::is_ok) {
+        return StatusCode::OK;
+    }
+    let failures = outcomes.iter().filter_map(|outcome| outcome.err());
+    let ours = failures.filter(|failure| !matches!(failure, Failure::Invalid(_)));
+    ours.map(|failure| Refusal::from(failure).status).next().unwrap_or(StatusCode::OK)
+}
+
+/// The outcomes in the order of the items.
+fn batch_answer(outcomes: &[Outcome]) -> Vec<u8> {
+    let mut answer = Vec::with_capacity(16 + outcomes.len() * OUTCOME_BYTES_USUAL);
+    answer.extend_from_slice(b"{\"items\":[");
+    for (index, outcome) in outcomes.iter().enumerate() {
+        if index > 0 {
+            answer.push(b',');
+        }
+        match outcome {
+            Ok(offset) => {
+                answer.extend_from_slice(b"{\"offset\":");
+                put_json(offset, &mut answer);
+                answer.push(b'}');
+            }
+            Err(failure) => Refusal::from(*failure).put(&mut answer),
+        }
+    }
+    answer.extend_from_slice(b"]}");
+    answer
+}
+
+/// One offset in the answer to a batch.
+const OUTCOME_BYTES_USUAL: usize = 24;
+
+fn put_json(value: &impl serde::Serialize, out: &mut Vec<u8>) {
+    serde_json::to_writer(out, value)
+        .expect("strings and numbers are JSON, and memory never fails");
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Invalid(error) => error.into(),
+            Failure::Busy => Self {
+                status: StatusCode::TOO_MANY_REQUESTS,
+                code: ErrorCode::ServerBusy.code(),
+                message: ErrorCode::ServerBusy.message(),
+            },
+            Failure::Draining => Self {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                code: "draining",
+                message: "The server is about to end; publish to another one.",
+            },
+        }
+    }
+}
+
+impl From<PublishError> for Refusal {
+    fn from(error: PublishError) -> Self {
+        let status = match error {
+            PublishError::MessageTooLong | PublishError::TooManyItems => {
+                StatusCode::PAYLOAD_TOO_LARGE
+            }
+            _ => StatusCode::BAD_REQUEST,
+        };
+        Self { status, code: error.code(), message: error.message() }
+    }
+}
