@@ -12,6 +12,7 @@
 //! ```text
 //!   main ──▶ control ──▶ shard ──▶ room ─────▶ protocol
 //!    │          │          ├─────▶ dialect ──▶ protocol
+//!    │          ├──────────┼─────▶ dialect
 //!    │          │          ├─────▶ protocol
 //!    │          │          └─────▶ io ──▶ (kernel)
 //!    ├─▶ check ───────────────────▶ io
@@ -22,7 +23,7 @@
 //! |--------------|------------------------------------------------------------------|-----------|
 //! | [`check`]    | `fanwire check`: is this host fit, how many connections fit       | via `io`  |
 //! | [`config`]   | every setting, declared once; `Limits` for the data plane        | no        |
-//! | [`control`]  | one thread: admin HTTP, signals, reload, drain; the only `async` | yes       |
+//! | [`control`]  | one thread: publishes over HTTP, signals, reload, drain; the only `async` | yes |
 //! | [`shard`]    | one per core: the tick, connections, mailboxes, sweeps           | via `io`  |
 //! | [`room`]     | fan-out state: members, logs, sweeps, homes                      | no        |
 //! | [`dialect`]  | what messages mean: native JSON, raw, echo; routing by path      | no        |
@@ -36,8 +37,9 @@
 //! 1. [`io::uring`] reports a readable socket; the shard receives into a pooled buffer.
 //! 2. [`protocol::decoder`] unmasks it in place and yields an event; [`dialect`] reads it as a
 //!    command.
-//! 3. A publish goes to the room's home shard through [`io::mailbox`]. [`room::home`] numbers it
-//!    and encodes its frame once into a pooled segment.
+//! 3. A publish goes to the room's home shard through [`io::mailbox`], or from the control thread
+//!    through [`shard::publisher`]. [`room::home`] numbers it and encodes its frame once into a
+//!    pooled segment.
 //! 4. Every shard with members gets the slice and appends it to the room's [`room::log`].
 //! 5. [`room::sweep`] visits the members; each gets everything from its cursor to the head in one
 //!    send, submitted together with hundreds of others in one system call.

@@ -18,7 +18,7 @@ use std::fmt;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
-use serde::de::{SeqAccess, Visitor};
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde_json::error::Category;
 use serde_json::value::RawValue;
 
@@ -217,9 +217,11 @@ impl<'de> Visitor<'de> for ItemsVisitor {
 
 /// Reads a JSON object.
 fn read<'m, T: Deserialize<'m>>(json: &'m str) -> Result<T, PublishError> {
+    // What is no JSON may look like the wrong JSON at first.
+    let is_json = || serde_json::from_str::<IgnoredAny>(json).is_ok();
     let read = serde_json::from_str(json).map_err(|error| match error.classify() {
-        Category::Data => PublishError::InvalidMessage,
-        Category::Syntax | Category::Eof | Category::Io => PublishError::InvalidJson,
+        Category::Data if is_json() => PublishError::InvalidMessage,
+        _ => PublishError::InvalidJson,
     })?;
     // An array of the right values would do for serde, but not for the interface.
     if json.trim_start().starts_with('{') { Ok(read) } else { Err(PublishError::InvalidMessage) }

@@ -41,6 +41,7 @@ fn refuses_items_with_the_right_code() {
         (r#"{"room_id":"a","content":1"#, InvalidJson),
         (r#"{"room_id":"a","content":1} x"#, InvalidJson),
         (r#"{"room_id":"a","content":tru}"#, InvalidJson),
+        (r#""room_id":"a","content":1}"#, InvalidJson),
         ("7", InvalidMessage),
         ("null", InvalidMessage),
         (r#"["a",null,"b",null,null]"#, InvalidMessage),
