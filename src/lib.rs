@@ -12,7 +12,6 @@
 //! ```text
 //!   main ──▶ control ──▶ shard ──▶ room ─────▶ protocol
 //!    │          │          ├─────▶ dialect ──▶ protocol
-//!    │          ├──────────┼─────▶ dialect
 //!    │          │          ├─────▶ protocol
 //!    │          │          └─────▶ io ──▶ (kernel)
 //!    ├─▶ check ───────────────────▶ io
@@ -23,7 +22,7 @@
 //! |--------------|------------------------------------------------------------------|-----------|
 //! | [`check`]    | `fanwire check`: is this host fit, how many connections fit       | via `io`  |
 //! | [`config`]   | every setting, declared once; `Limits` for the data plane        | no        |
-//! | [`control`]  | one thread: publishes over HTTP, signals, reload, drain; the only `async` | yes |
+//! | [`control`]  | one thread: HTTP API, signals, reload, drain; the only `async`   | yes       |
 //! | [`shard`]    | one per core: the tick, connections, mailboxes, sweeps           | via `io`  |
 //! | [`room`]     | fan-out state: members, logs, sweeps, homes                      | no        |
 //! | [`dialect`]  | what messages mean: native JSON, raw, echo; routing by path      | no        |

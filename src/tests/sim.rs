@@ -1,11 +1,12 @@
 //! The server in simulation: all shards in one thread, no kernel, everything from a seed.
 //!
-//! [`net`] is the world below the shards, [`peer`] the one outside, [`check`] what must hold, and
-//! [`world`] plays them together. Equal seeds make equal runs, byte for byte.
+//! [`net`] is the world below the shards, [`peer`] and [`backend`] those outside, [`check`] what
+//! must hold, and [`world`] plays them together. Equal seeds make equal runs, byte for byte.
 //!
 //! `scripts/sim.sh --seed N` replays one run and prints its trace; `scripts/sim.sh --seeds N` runs
 //! the first N. A seed that found something stays in [`FOUND`].
 
+mod backend;
 mod check;
 mod net;
 mod peer;
@@ -72,14 +73,17 @@ fn sim_keeps_its_promises() {
     let drained = total(|outcome| u64::from(outcome.drained));
     let (pings, vanished, cut) =
         (total(|o| o.pings), total(|o| o.vanished), total(|o| o.pong_timeouts));
+    let (published, busy) = (total(|o| o.published), total(|o| o.busy));
     println!(
         "{} seeds: {steps} steps, {delivered} deliveries, {short} short sends, \
-         {slow} slow consumers, {drained} drains, {pings} pings, {vanished} vanished, {cut} cut",
+         {slow} slow consumers, {drained} drains, {pings} pings, {vanished} vanished, {cut} cut, \
+         {published} published by backends, {busy} refused",
         outcomes.len()
     );
     if outcomes.len() >= 100 {
         assert!(delivered > 100 * SEEDS && slow > 0 && short > SEEDS && drained > 0);
         assert!(pings > SEEDS && vanished > SEEDS / 4 && cut > SEEDS / 8);
+        assert!(published > SEEDS && busy > SEEDS);
     }
 }
 

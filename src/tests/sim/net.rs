@@ -76,6 +76,8 @@ pub(super) struct Net {
     pub(super) trace: Trace,
     /// Bytes that went from one end to the other.
     pub(super) moved: u64,
+    /// A shard has woken the thread that publishes from outside.
+    pub(super) control_woken: bool,
     base: Instant,
     links: Vec<Link>,
     sides: Vec<Side>,
@@ -145,6 +147,7 @@ enum Staged {
     Shutdown { socket: Socket, how: Shutdown },
     Close(Socket),
     Wake(usize),
+    WakeControl,
 }
 
 /// What a peer finds when it reads.
@@ -174,6 +177,7 @@ impl Net {
             },
             trace: Trace { hash: 0xcbf2_9ce4_8422_2325, print },
             moved: 0,
+            control_woken: false,
             base: Instant::now(),
             links: Vec::new(),
             sides: Vec::new(),
@@ -371,6 +375,7 @@ impl Net {
 
     /// The shard's thread has ended: everything it had open goes with it.
     pub(super) fn end_shard(&mut self, shard: usize) {
+        self.control_woken = true;
         let side = &mut self.sides[shard];
         side.polls.clear();
         let backlogs = side.listeners.iter_mut().flat_map(|listener| listener.backlog.drain(..));
@@ -427,7 +432,7 @@ impl Net {
             Operation::Shutdown { socket, how } => Staged::Shutdown { socket, how },
             Operation::Close { socket } => Staged::Close(socket),
             Operation::Wake { shard } => Staged::Wake(shard.index()),
-            Operation::WakeControl => unreachable!("nobody publishes from outside"),
+            Operation::WakeControl => Staged::WakeControl,
         };
         self.sides[shard].staged.push(staged);
     }
@@ -473,6 +478,7 @@ impl Net {
                     self.note("wake", &[shard as u64, target as u64]);
                     self.sides[target].woken = true;
                 }
+                Staged::WakeControl => self.control_woken = true,
             }
         }
         // As the real one does it: what was closed behind its shutdown is gone by now.

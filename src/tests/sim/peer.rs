@@ -866,7 +866,7 @@ pub(super) fn pick<T: Copy>(net: &mut Net, values: &[T]) -> T {
 }
 
 /// Up to `max` letters; mostly few.
-fn padding(net: &mut Net, max: usize) -> Vec<u8> {
+pub(super) fn padding(net: &mut Net, max: usize) -> Vec<u8> {
     let max = if net.rng.random_bool(0.9) { max.min(60) } else { max };
     let len = net.rng.random_range(0..=max);
     let first = net.rng.random_range(b'a'..=b'z');

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 
+use super::backend::Backend;
 use super::check::Checker;
 use super::net::{Net, SimIo};
 use super::peer::{Departure, Peer, pick};
@@ -76,6 +77,9 @@ pub(super) struct Outcome {
     /// Peers that vanished, and connections that were cut for it, or for a long stall.
     pub(super) vanished: u64,
     pub(super) pong_timeouts: u64,
+    /// Publishes by a backend that had members to go to, and those refused.
+    pub(super) published: u64,
+    pub(super) busy: u64,
 }
 
 struct World {
@@ -87,6 +91,8 @@ struct World {
     controls: Vec<rtrb::Producer<Control>>,
     stalled_until: Vec<Duration>,
     peers: Vec<Peer>,
+    /// Publishes from outside.
+    backend: Option<Backend>,
     check: Checker,
     steps: u64,
     ticks: u64,
@@ -118,6 +124,8 @@ pub(super) fn run(seed: u64, drain: Option<bool>, print: bool) -> Outcome {
         pings: total(|metrics| metrics.pings_sent.value()),
         vanished: world.peers.iter().filter(|peer| peer.has_vanished()).count() as u64,
         pong_timeouts: total(|metrics| metrics.pong_timeouts.value()),
+        published: world.backend.as_ref().map_or(0, |backend| backend.published),
+        busy: world.backend.as_ref().map_or(0, |backend| backend.busy),
     }
 }
 
@@ -143,7 +151,7 @@ impl World {
         (0..plan.shards).for_each(|_| net.add_shard(listeners));
         let net = Rc::new(RefCell::new(net));
         let (mut shards, mut metrics) = (Vec::new(), Vec::new());
-        let (ends, ControlEnds { controls, .. }) = Ends::mesh(&homes, &limits);
+        let (ends, ControlEnds { controls, publisher }) = Ends::mesh(&homes, &limits);
         for (shard, ends) in ends.into_iter().enumerate() {
             let io = SimIo { net: Rc::clone(&net), shard, lent: Rc::new(Cell::new(0)) };
             let counted = Arc::new(ShardMetrics::default());
@@ -165,6 +173,8 @@ impl World {
             metrics,
             controls,
             peers: Vec::new(),
+            // By the number, as with heartbeats.
+            backend: (seed % 8 >= 6).then(|| Backend::new(publisher)),
             check: Checker::default(),
             steps: 0,
             ticks: 0,
@@ -211,7 +221,9 @@ impl World {
         assert!(self.ticks < ticks_max, "{} ticks although nothing moved", self.ticks);
         self.peers.iter().for_each(Peer::check_quiet);
         let peers = &self.peers;
-        self.check.check_complete(|peer| peers[peer].is_intact());
+        self.check.check_complete(|peer| peers.get(peer).is_some_and(Peer::is_intact));
+        let left = self.backend.as_ref().map_or(0, |backend| backend.left);
+        assert_eq!(left, 0, "publishes from outside without an answer");
         for (shard, running) in self.shards.iter().enumerate() {
             let net = self.net.borrow();
             let places = net.faults.descriptors_max > net.sockets(shard);
@@ -302,6 +314,10 @@ impl World {
             assert!(late < Duration::from_millis(200), "the drain does not end");
         }
         let clock = self.net.borrow().clock;
+        if let Some(backend) = &mut self.backend {
+            backend.step(&self.plan, &mut self.net.borrow_mut(), &mut self.check);
+            assert_eq!(backend.left, 0, "publishes without an answer, and nobody to give one");
+        }
         // Whoever does not answer is cut after `close_timeout`, twice at most.
         assert!(clock < deadline, "the drain took all the time it had");
         self.run_for(Duration::from_secs(4));
@@ -347,17 +363,24 @@ impl World {
             let peer = net.rng.random_range(from..self.peers.len());
             self.peers[peer].act(&self.plan, &mut net, &mut self.check);
         }
-        if due.is_empty() && busy.is_empty() {
+        let backend = self.backend.as_mut();
+        if let Some(backend) = backend.filter(|_| !self.calm && net.chance(self.plan.talk)) {
+            backend.act(&self.plan, &mut net, &mut self.check);
+        }
+        let backend = self.backend.as_mut().filter(|_| net.control_woken);
+        if due.is_empty() && busy.is_empty() && backend.is_none() {
             return jump(&mut net, &self.shards, &self.stalled_until, &self.peers, end);
         }
-        let chosen = net.rng.random_range(0..due.len() + busy.len());
+        let others = due.len() + busy.len();
+        let chosen = net.rng.random_range(0..others + usize::from(backend.is_some()));
         if let Some(&shard) = due.get(chosen) {
             net.begin_tick(shard);
             drop(net);
             self.tick(shard);
-        } else {
-            let peer = &mut self.peers[busy[chosen - due.len()]];
-            peer.step(&self.plan, &mut net, &mut self.check);
+        } else if let Some(&peer) = busy.get(chosen - due.len()) {
+            self.peers[peer].step(&self.plan, &mut net, &mut self.check);
+        } else if let Some(backend) = backend {
+            backend.step(&self.plan, &mut net, &mut self.check);
         }
     }
 
@@ -468,7 +491,7 @@ impl Plan {
             },
             mailbox_len_max: pick(net, &[1, 2, 4, 16]),
             publish_bytes_max: 1 << 20,
-            publish_queue_len_max: 4,
+            publish_queue_len_max: 8,
             echo: true,
             connections_max: scarce(self.crowded, pick(net, &[4, 16])),
             connections_per_shard_max: scarce(self.crowded, pick(net, &[2, 8])),
