@@ -374,6 +374,20 @@ fn a_body_is_taken_up_to_its_limit_and_refused_past_it() {
 }
 
 #[test]
+fn a_body_that_does_not_come_is_answered_408() {
+    let server = Server::start(&["--shards", "1"]);
+    let mut backend = Backend::connect(&server);
+    let head = format!(
+        "POST {ONE} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
+         Content-Length: 100\r\n\r\n{{"
+    );
+    backend.0.send(head.as_bytes());
+    let response = backend.0.response();
+    assert_eq!((response.status, code(&parse(&response))), (408, "request_timeout"));
+    backend.0.expect_eof();
+}
+
+#[test]
 fn what_does_not_fit_into_a_shards_queue_is_server_busy() {
     const QUEUE: usize = 16;
     let server = Server::start(&["--shards", "1", "--publish-queue-len-max", "16"]);
