@@ -388,27 +388,64 @@ fn a_body_that_does_not_come_is_answered_408() {
 }
 
 #[test]
-fn what_does_not_fit_into_a_shards_queue_is_server_busy() {
-    const QUEUE: usize = 16;
+fn a_batch_waits_for_room_in_a_shards_queue() {
     let server = Server::start(&["--shards", "1", "--publish-queue-len-max", "16"]);
     let mut member = Client::join(server.address(), "a", "alice");
     let mut backend = Backend::connect(&server);
     let items: Vec<Value> =
-        (0..20).map(|number| json!({"room_id": "a", "content": number})).collect();
-    for round in 0..3 {
-        let outcomes = backend.publish_batch(&items);
-        for (number, outcome) in outcomes.iter().enumerate() {
-            if number < QUEUE {
-                assert_eq!(*outcome, published((round * QUEUE + number) as u64 + 1));
-            } else {
-                assert_eq!(outcome.code(), Some("server_busy"), "item {number}");
-            }
-        }
-        for number in 0..QUEUE {
-            assert_eq!(member.receive_reply().content, Some(number.to_string()));
-        }
+        (0..1000).map(|number| json!({"room_id": "a", "content": number})).collect();
+    for (number, outcome) in (0..).zip(backend.publish_batch(&items)) {
+        assert_eq!(outcome, published(number + 1));
+        assert_eq!(member.receive_reply().content, Some(number.to_string()));
     }
     member.expect_silence();
+}
+
+#[test]
+fn a_shard_that_is_behind_is_answered_429() {
+    const QUEUE: usize = 16;
+    let server = Server::start(&["--shards", "1", "--publish-queue-len-max", "16"]);
+    let mut member = Client::join(server.address(), "a", "alice");
+    let stopped = server.stop_thread("fanwire-shard-0");
+    let mut backends: Vec<Backend> = (0..=QUEUE).map(|_| Backend::connect(&server)).collect();
+    for backend in &mut backends {
+        let item = br#"{"room_id":"a","content":1}"#;
+        backend.send("POST", ONE, "Content-Type: application/json\r\n", item);
+    }
+    // One more than fit: whichever was the last.
+    let mut refused = None;
+    wait_until("one of them is refused", || {
+        refused = backends.iter_mut().position(|backend| backend.0.has_input());
+        refused.is_some()
+    });
+    let response = backends.swap_remove(refused.expect("waited for")).0.response();
+    assert_eq!((response.status, response.field("retry-after")), (429, Some("1")));
+    assert_eq!(code(&parse(&response)), "server_busy");
+    // Nothing of a batch fits: it is refused as a whole.
+    let batch = json!({"items": [{"room_id": "a", "content": 1}, 7, {"room_id": "a", "text": ""}]});
+    let mut late = Backend::connect(&server);
+    let (status, answer) = late.post(BATCH, &batch);
+    assert_eq!(status, 429, "{answer}");
+    let batch: Batch = serde_json::from_value(answer).expect("the answer to a batch");
+    let codes: Vec<_> = batch.items.iter().filter_map(Outcome::code).collect();
+    assert_eq!(codes, ["server_busy", "invalid_message", "server_busy"]);
+
+    drop(stopped);
+    let mut offsets: Vec<_> = backends
+        .iter_mut()
+        .map(|backend| {
+            let response = backend.0.response();
+            assert_eq!(response.status, 200);
+            parse(&response)["offset"].as_u64()
+        })
+        .collect();
+    offsets.sort_unstable();
+    assert_eq!(offsets, (1..=QUEUE as u64).map(Some).collect::<Vec<_>>());
+    for offset in &offsets {
+        assert_eq!(member.receive_reply().offset, *offset);
+    }
+    member.expect_silence();
+    assert_eq!(late.publish(json!({"room_id": "a", "content": 1})), Some(QUEUE as u64 + 1));
 }
 
 #[test]

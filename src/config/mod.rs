@@ -80,8 +80,8 @@ pub struct Settings {
           value_parser = Parser(value::count))]
     pub mailbox_len_max: usize,
 
-    /// Publishes of the admin interface that may wait for one shard. Those beyond it are answered
-    /// 429 (server_busy).
+    /// Publishes of the admin interface that may wait for one shard. Those beyond it wait for room,
+    /// for a second at most; then they are answered 429 (server_busy).
     #[arg(long, help_heading = SHARDS, default_value = "4096", value_name = "16..65536",
           value_parser = Parser(value::count))]
     pub publish_queue_len_max: usize,

@@ -125,21 +125,25 @@ impl Publisher {
     /// Cost: one copy of the message, one allocation for the room's name.
     ///
     /// # Errors
-    /// See [`Refused`].
-    pub fn publish(&mut self, publication: Publication<'_>, ticket: Ticket) -> Result<(), Refused> {
-        let Publication { room_id, content } = publication;
-        let space = match content {
+    /// See [`Refused`]; gives the publish back.
+    pub fn publish<'m>(
+        &mut self,
+        publication: Publication<'m>,
+        ticket: Ticket,
+    ) -> Result<(), (Refused, Publication<'m>)> {
+        let space = match publication.content {
             Content::Native { .. } => NameSpace::Native,
             Content::Text(_) | Content::Binary(_) => NameSpace::Raw,
         };
-        let room = RoomName::new(space, &room_id);
+        let room = RoomName::new(space, &publication.room_id);
         let lane = &mut self.lanes[self.homes.home(&room).index()];
         if lane.publishes.is_abandoned() {
-            return Err(Refused::Ended);
+            return Err((Refused::Ended, publication));
         }
         if lane.tickets.len() == lane.publishes.buffer().capacity() {
-            return Err(Refused::Busy);
+            return Err((Refused::Busy, publication));
         }
+        let Publication { room_id, content } = publication;
         let message = match content {
             Content::Native { content, user_id } => {
                 let sender = user_id.as_deref().unwrap_or(native::ANONYMOUS);
@@ -164,7 +168,8 @@ impl Publisher {
         }
     }
 
-    /// Tells, through `tell`, what became of publishes. Each ticket is named once.
+    /// Tells, through `tell`, what became of publishes. Each ticket is named once, and makes room
+    /// for another.
     pub fn take_answers(&mut self, mut tell: impl FnMut(Ticket, Answer)) {
         for lane in &mut self.lanes {
             // Looked at first: what the shard has answered before its end is there now.

@@ -149,6 +149,19 @@ impl Server {
         settled(|| self.descriptors())
     }
 
+    /// Stops one thread of the server until the result is dropped, as a debugger does. Only the
+    /// calling thread can let it go on.
+    pub fn stop_thread(&self, name: &str) -> StoppedThread {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("it runs");
+        let is_it = |path: &std::path::Path| {
+            std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim_end() == name)
+        };
+        let path = tasks.flatten().map(|task| task.path()).find(|path| is_it(path));
+        let path = path.unwrap_or_else(|| panic!("no thread called {name}"));
+        let id = path.file_name().and_then(|id| id.to_str()).and_then(|id| id.parse().ok());
+        StoppedThread::stop(id.expect("threads are named by numbers"))
+    }
+
     fn pid(&self) -> i32 {
         i32::try_from(self.child.id()).expect("process ids are positive i32")
     }
@@ -183,6 +196,39 @@ impl Drop for Server {
         if std::thread::panicking() {
             eprintln!("the server's log:\n{}", self.log());
         }
+    }
+}
+
+/// A thread that stands still; see [`Server::stop_thread`].
+pub struct StoppedThread {
+    id: i32,
+}
+
+impl StoppedThread {
+    #[expect(unsafe_code, reason = "std can only wait for processes that it has started")]
+    fn stop(id: i32) -> StoppedThread {
+        let stopped = StoppedThread { id };
+        stopped.trace(libc::PTRACE_SEIZE);
+        stopped.trace(libc::PTRACE_INTERRUPT);
+        // SAFETY: waitpid(2) with a null pointer writes nothing.
+        let waited = unsafe { libc::waitpid(id, std::ptr::null_mut(), libc::__WALL) };
+        assert_eq!(waited, id, "{}", std::io::Error::last_os_error());
+        stopped
+    }
+
+    #[expect(unsafe_code, reason = "std cannot stop a thread")]
+    fn trace(&self, request: libc::c_uint) {
+        let null = std::ptr::null_mut::<libc::c_void>();
+        // SAFETY: these requests of ptrace(2) read and write no memory of ours.
+        let result = unsafe { libc::ptrace(request, self.id, null, null) };
+        let error = std::io::Error::last_os_error();
+        assert_eq!(result, 0, "ptrace request {request} on thread {}: {error}", self.id);
+    }
+}
+
+impl Drop for StoppedThread {
+    fn drop(&mut self) {
+        self.trace(libc::PTRACE_DETACH);
     }
 }
 

@@ -13,7 +13,8 @@ fn api(publish_queue_len_max: usize) -> (Api, Vec<Ends>) {
     let limits = Limits { publish_queue_len_max, ..Limits::default() };
     let (ends, control) = Ends::mesh(&HomeHasher::new(1), &limits);
     let (bells, _) = Bells::new(1).unwrap();
-    let desk = Desk::new(control.publisher, bells);
+    // Who has no patience is refused at once.
+    let desk = Desk::new(control.publisher, bells, Duration::ZERO);
     (Api { health: Health::default(), desk, limits: Arc::new(limits) }, ends)
 }
 

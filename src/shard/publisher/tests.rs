@@ -26,7 +26,11 @@ impl Bench {
     fn publish(&mut self, room_id: &str, item: u32) -> Result<(), Refused> {
         let content = Content::Text(Cow::from("text"));
         let publication = Publication { room_id: room_id.into(), content };
-        self.publisher.publish(publication, Ticket { request: self.request, item })
+        let ticket = Ticket { request: self.request, item };
+        self.publisher.publish(publication, ticket).map_err(|(refused, back)| {
+            assert_eq!(back.room_id, room_id);
+            refused
+        })
     }
 
     fn answers(&mut self) -> Vec<(u32, Answer)> {

@@ -83,8 +83,8 @@ impl Backend {
                 check.publishes[id].binary = binary;
                 check.publishes[id].sender = "backend".to_owned();
             }
-            Err(Refused::Busy) => self.busy += 1,
-            Err(Refused::Ended) => assert!(plan.ended, "no shard has ended"),
+            Err((Refused::Busy, _)) => self.busy += 1,
+            Err((Refused::Ended, _)) => assert!(plan.ended, "no shard has ended"),
         }
     }
 
