@@ -37,6 +37,11 @@ pub enum NameSpace {
     Raw,
 }
 
+impl NameSpace {
+    /// How many there are; `as usize` is less.
+    pub const COUNT: usize = 2;
+}
+
 /// The full name of a room: its name space and the name the clients use.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RoomName {

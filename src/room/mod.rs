@@ -21,7 +21,7 @@ pub mod sweep;
 
 use std::collections::HashMap;
 
-use crate::id::{RoomName, ShardId};
+use crate::id::{NameSpace, RoomName, ShardId};
 use crate::slab::{Key, Slab};
 
 pub use log::RoomLog;
@@ -135,20 +135,21 @@ impl<W> Room<W> {
 #[derive(Debug)]
 pub struct RoomTable<W> {
     rooms: Slab<Room<W>>,
-    by_name: HashMap<RoomName, Key>,
+    /// By name, for each name space: looked up with a borrowed name, for every native publish.
+    by_name: [HashMap<Box<str>, Key>; NameSpace::COUNT],
 }
 
 impl<W> Default for RoomTable<W> {
     fn default() -> Self {
-        Self { rooms: Slab::new(), by_name: HashMap::new() }
+        Self { rooms: Slab::new(), by_name: Default::default() }
     }
 }
 
 impl<W> RoomTable<W> {
-    /// The key of the room with that name.
+    /// The key of the room called `name` in `space`.
     #[must_use]
-    pub fn find(&self, name: &RoomName) -> Option<Key> {
-        self.by_name.get(name).copied()
+    pub fn find(&self, space: NameSpace, name: &str) -> Option<Key> {
+        self.by_name[space as usize].get(name).copied()
     }
 
     /// Adds a room whose home has not answered yet.
@@ -164,14 +165,14 @@ impl<W> RoomTable<W> {
             active: false,
             members: Members::default(),
         });
-        self.by_name.insert(name, key);
+        self.by_name[name.space as usize].insert(name.name, key);
         key
     }
 
     /// Takes a room out; frames that are still on their way to it find nothing.
     pub fn remove(&mut self, key: Key) -> Option<Room<W>> {
         let room = self.rooms.remove(key)?;
-        self.by_name.remove(&room.name);
+        self.by_name[room.name.space as usize].remove(&room.name.name);
         Some(room)
     }
 
@@ -190,7 +191,7 @@ impl<W> RoomTable<W> {
     /// The rooms, in no particular order.
     #[cfg(test)]
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Room<W>> {
-        self.by_name.values().filter_map(|&key| self.rooms.get(key))
+        self.by_name.iter().flat_map(HashMap::values).filter_map(|&key| self.rooms.get(key))
     }
 
     /// How many rooms have members here.

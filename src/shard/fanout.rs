@@ -36,17 +36,14 @@ pub(super) enum Joining {
     Native { user_id: Option<Rc<str>>, id: Option<Box<str>> },
 }
 
-/// The full name of the room of `/raw/ROOM`.
-pub(super) fn raw_room(name: Box<str>) -> RoomName {
-    RoomName { space: NameSpace::Raw, name }
-}
-
 impl<I: Io> Shard<I> {
-    /// Makes the connection a member of `name`, now or when the room's home has answered.
-    pub(super) fn join(&mut self, key: Key, name: RoomName, joining: Joining) {
-        let room_key = match self.rooms.find(&name) {
+    /// Makes the connection a member of the room called `name` in `space`, now or when the room's
+    /// home has answered.
+    pub(super) fn join(&mut self, key: Key, space: NameSpace, name: &str, joining: Joining) {
+        let room_key = match self.rooms.find(space, name) {
             Some(room_key) => room_key,
             None => {
+                let name = RoomName::new(space, name);
                 let home = self.ends.homes.home(&name);
                 let room = self.rooms.insert(name.clone(), home);
                 self.link(home, Request::Subscribe { name: Box::new(name), room });
@@ -96,11 +93,10 @@ impl<I: Io> Shard<I> {
         user_id: Option<&str>,
         id: Option<&str>,
     ) -> Result<(), ErrorCode> {
-        let name = RoomName::new(NameSpace::Native, room_id);
         let Some(connection) = self.connections.get_mut(key) else {
             return Ok(());
         };
-        if let Some(room) = self.rooms.find(&name)
+        if let Some(room) = self.rooms.find(NameSpace::Native, room_id)
             && connection.memberships.index_in(room).is_some()
         {
             // Once more: answered again, perhaps with a new name.
@@ -118,7 +114,8 @@ impl<I: Io> Shard<I> {
             return Err(ErrorCode::TooManyRooms);
         }
         let user_id = connection.memberships.name(user_id);
-        self.join(key, name, Joining::Native { user_id, id: id.map(Into::into) });
+        let joining = Joining::Native { user_id, id: id.map(Into::into) };
+        self.join(key, NameSpace::Native, room_id, joining);
         Ok(())
     }
 
@@ -141,7 +138,7 @@ impl<I: Io> Shard<I> {
     }
 
     fn membership(&self, key: Key, room_id: &str) -> Option<(Key, u32)> {
-        let room = self.rooms.find(&RoomName::new(NameSpace::Native, room_id))?;
+        let room = self.rooms.find(NameSpace::Native, room_id)?;
         let index = self.connections.get(key)?.memberships.index_in(room)?;
         Some((room, index))
     }

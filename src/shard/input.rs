@@ -4,16 +4,18 @@
 //! room in a mailbox, for the peer to take its replies), the rest is held back and the socket is
 //! not read, so that TCP slows the peer down; [`Shard::resume`] goes on where it stopped.
 
+use std::borrow::Cow;
 use std::mem;
 
 use bytes::{Bytes, BytesMut};
 
 use super::connection::{Accept, Connection, Heard, Phase};
-use super::fanout::{Joining, raw_room};
+use super::fanout::Joining;
 use super::output::{Reason, token};
 use super::{ACCEPT_RETRY, Shard};
 use crate::dialect::native::{self, Command, ErrorCode};
 use crate::dialect::{self, Endpoint, PAGE, PAGE_POLICY, Route};
+use crate::id::NameSpace;
 use crate::io::{Completion, Errno, Io, Operation, Socket, Token};
 use crate::protocol::handshake;
 use crate::protocol::{
@@ -23,9 +25,9 @@ use crate::protocol::{
 use crate::slab::Key;
 
 /// What to do with a good request.
-enum Answer {
+enum Answer<'h> {
     Page { with_body: bool },
-    Upgrade { endpoint: Endpoint, room: Option<Box<str>>, accept: Accept },
+    Upgrade { endpoint: Endpoint, room: Option<Cow<'h, str>>, accept: Accept },
 }
 
 impl<I: Io> Shard<I> {
@@ -251,13 +253,13 @@ impl<I: Io> Shard<I> {
             Err((method, error)) => self.refuse_method(key, method, error),
             Ok((Answer::Page { with_body }, _)) => self.send_page(key, with_body),
             Ok((Answer::Upgrade { endpoint, room, accept }, consumed)) => {
-                self.upgrade(key, endpoint, room, accept);
+                self.upgrade(key, endpoint, room.as_deref(), accept);
                 self.handle_input(key, &mut head[consumed..]);
             }
         }
     }
 
-    fn answer(&self, request: &Request<'_>) -> Result<Answer, HandshakeError> {
+    fn answer<'h>(&self, request: &Request<'h>) -> Result<Answer<'h>, HandshakeError> {
         let route = dialect::route(request.method, request.path, &self.limits)?;
         let (endpoint, room) = match route {
             Route::Page => {
@@ -273,7 +275,7 @@ impl<I: Io> Shard<I> {
             _ => None,
         };
         let accept = Accept { key: upgrade.accept, subprotocol };
-        Ok(Answer::Upgrade { endpoint, room: room.map(Into::into), accept })
+        Ok(Answer::Upgrade { endpoint, room, accept })
     }
 
     fn send_page(&mut self, key: Key, with_body: bool) {
@@ -291,7 +293,7 @@ impl<I: Io> Shard<I> {
         self.finish(key, Reason::Answered);
     }
 
-    fn upgrade(&mut self, key: Key, endpoint: Endpoint, room: Option<Box<str>>, accept: Accept) {
+    fn upgrade(&mut self, key: Key, endpoint: Endpoint, room: Option<&str>, accept: Accept) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
@@ -299,7 +301,7 @@ impl<I: Io> Shard<I> {
         match room {
             Some(room) => {
                 connection.phase = Phase::Joining;
-                self.join(key, raw_room(room), Joining::Raw(accept));
+                self.join(key, NameSpace::Raw, room, Joining::Raw(accept));
             }
             None => self.accept_upgrade(key, &accept),
         }
