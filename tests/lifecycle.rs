@@ -17,7 +17,7 @@ use support::{
 };
 
 /// Every key of the configuration.
-const KEYS: [&str; 29] = [
+const KEYS: [&str; 30] = [
     "listen",
     "admin",
     "shards",
@@ -33,6 +33,7 @@ const KEYS: [&str; 29] = [
     "ping_interval",
     "pong_timeout",
     "drain_timeout",
+    "handshakes_max",
     "handshake_bytes_max",
     "target_bytes_max",
     "ws_message_bytes_max",

@@ -79,8 +79,8 @@ mod tests {
         let old = settings(&[]).unwrap();
         let flags = "--listen=[::1]:1 --admin=off --echo --shards=3 --cpus=0 --mailbox-len-max=17 \
             --publish-queue-len-max=17 --publish-bytes-max=2KiB \
-            --connections-max=9 --handshake-bytes-max=9KiB --target-bytes-max=3KiB \
-            --ws-message-bytes-max=2KiB --raw-message-bytes-max=2KiB \
+            --connections-max=9 --handshakes-max=9 --handshake-bytes-max=9KiB \
+            --target-bytes-max=3KiB --ws-message-bytes-max=2KiB --raw-message-bytes-max=2KiB \
             --echo-message-bytes-max=2KiB --partial-bytes-max=64MiB --high-water-mark=1MiB \
             --rooms-per-connection-max=9 --rooms-max=9 --room-id-bytes-max=9B \
             --user-id-bytes-max=9B --handshake-timeout=9s --close-timeout=9s \

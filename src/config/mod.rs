@@ -92,6 +92,12 @@ pub struct Settings {
           value_parser = Parser(value::auto_count))]
     pub connections_max: Auto<usize>,
 
+    /// Opening handshakes under way at once, per shard. Further connections wait in the kernel's
+    /// backlog (net.core.somaxconn) until one of them is over.
+    #[arg(long, help_heading = LIMITS, default_value = "4096", value_name = "1..1000000",
+          value_parser = Parser(value::count))]
+    pub handshakes_max: usize,
+
     /// Size of an opening handshake: request line and header fields together. A longer one is
     /// answered 431.
     #[arg(long, help_heading = LIMITS, default_value = "8KiB", value_name = "512B..64KiB",
@@ -305,6 +311,7 @@ impl Settings {
             send_timeout: self.send_timeout,
             drain_timeout: self.drain_timeout,
             heartbeats: self.heartbeats(),
+            handshakes_max: self.handshakes_max,
             handshake_bytes_max: self.handshake_bytes_max.bytes(),
             target_bytes_max: self.target_bytes_max.bytes(),
             ws_message_bytes_max: self.ws_message_bytes_max.bytes(),
@@ -343,6 +350,8 @@ pub struct Limits {
     pub drain_timeout: Duration,
     /// At the start; may change later.
     pub heartbeats: Heartbeats,
+    /// Opening handshakes under way at once, per shard.
+    pub handshakes_max: usize,
     /// Request line and header fields together.
     pub handshake_bytes_max: usize,
     /// Request target; at most `handshake_bytes_max`.

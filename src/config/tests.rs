@@ -84,6 +84,7 @@ fn defaults() {
             ping_interval: Some(Duration::from_secs(60)),
             pong_timeout: Duration::from_secs(20),
         },
+        handshakes_max: 4096,
         handshake_bytes_max: 8 << 10,
         target_bytes_max: 2 << 10,
         ws_message_bytes_max: 1 << 20,

@@ -69,6 +69,12 @@ pub enum Operation<'a> {
         /// Index of the listener.
         listener: usize,
     },
+    /// Ends an armed accept: its last completion says [`Errno::CANCELED`]. Connections wait in the
+    /// backlog until the next [`Operation::Accept`].
+    PauseAccept {
+        /// Index of the listener.
+        listener: usize,
+    },
     /// Stops listening; an armed accept ends.
     CloseListener {
         /// Index of the listener.
@@ -213,6 +219,8 @@ impl Errno {
     pub const NO_MEMORY: Self = Self(libc::ENOMEM);
     /// The descriptor table of the shard is full.
     pub const TOO_MANY_DESCRIPTORS: Self = Self(libc::EMFILE);
+    /// The operation was ended before anything came of it.
+    pub const CANCELED: Self = Self(libc::ECANCELED);
     /// The peer reset the connection.
     pub const RESET: Self = Self(libc::ECONNRESET);
 

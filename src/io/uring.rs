@@ -108,6 +108,7 @@ mod kind {
     pub(super) const SEND: u8 = 5;
     pub(super) const CLOSE: u8 = 6;
     pub(super) const BELL: u8 = 7;
+    pub(super) const CANCEL: u8 = 8;
 }
 
 impl Uring {
@@ -158,6 +159,11 @@ impl Uring {
             .flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)
             .build();
         self.push(accept.user_data(user_data(kind::ACCEPT, listener as u64)));
+    }
+
+    fn pause_accept(&mut self, listener: usize) {
+        let cancel = opcode::AsyncCancel::new(user_data(kind::ACCEPT, listener as u64)).build();
+        self.push(cancel.user_data(user_data(kind::CANCEL, 0)));
     }
 
     fn close_listener(&mut self, listener: usize) {
@@ -313,7 +319,8 @@ impl Uring {
                 Completion::Woken
             }
             // A close that fails has nothing to say to anyone: the descriptor was gone already.
-            kind::CLOSE => return None,
+            // What was to be cancelled says so itself, unless it had ended before.
+            kind::CLOSE | kind::CANCEL => return None,
             _ => unreachable!("every entry carries one of our kinds"),
         })
     }
@@ -337,6 +344,7 @@ impl Io for Uring {
     fn submit(&mut self, operation: Operation<'_>) {
         match operation {
             Operation::Accept { listener } => self.accept(listener),
+            Operation::PauseAccept { listener } => self.pause_accept(listener),
             Operation::CloseListener { listener } => self.close_listener(listener),
             Operation::PollReadable { socket, token } => {
                 self.poll(kind::READABLE, socket, libc::POLLIN | libc::POLLRDHUP, token);

@@ -46,7 +46,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let mut table = RoomTable::default();
-        let name = RoomName::new(crate::id::NameSpace::Raw, "room");
+        let name = RoomName::new(NameSpace::Raw, "room");
         let key = table.insert(name, ShardId(0));
         Self {
             room: table.remove(key).expect("just added"),

@@ -88,6 +88,14 @@ pub enum Phase {
     Dead,
 }
 
+impl Phase {
+    /// Whether the opening handshake is not over.
+    #[must_use]
+    pub const fn is_handshake(self) -> bool {
+        matches!(self, Self::Opening | Self::Joining)
+    }
+}
+
 /// What has come from a peer lately; the greatest counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Heard {

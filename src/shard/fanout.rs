@@ -319,14 +319,17 @@ impl<I: Io> Shard<I> {
                 let room = self.rooms.get_mut(room_key).expect("a room waits for its answer");
                 room.home_key = Some(home_key);
                 room.offset = offset;
+                let mut joined = Vec::new();
                 for Waiting { connection: key, joining } in std::mem::take(&mut room.waiting) {
                     if self.still_waits(key) {
                         self.complete_join(key, room_key, joining);
                         self.queue_replies(key);
-                        self.resume(key);
+                        joined.push(key);
                     }
                 }
                 self.drop_room_if_empty(room_key);
+                // Not before all of them are in: one that goes on may leave and end the room.
+                joined.into_iter().for_each(|key| self.resume(key));
             }
             Delivery::Refused { room } => {
                 let room = self.rooms.remove(room).expect("a room waits for its answer");

@@ -6,13 +6,14 @@
 
 use std::borrow::Cow;
 use std::mem;
+use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
 use super::connection::{Accept, Connection, Heard, Phase};
 use super::fanout::Joining;
 use super::output::{Reason, token};
-use super::{ACCEPT_RETRY, Shard};
+use super::{ACCEPT_RETRY, Accepting, REPLIES_USUAL, Shard};
 use crate::dialect::native::{self, Command, ErrorCode};
 use crate::dialect::{self, Endpoint, PAGE, PAGE_POLICY, Route};
 use crate::id::NameSpace;
@@ -45,6 +46,8 @@ impl<I: Io> Shard<I> {
         }
         staged.clear();
         self.staged = staged;
+        // Nothing holds the replies of the last tick any more: this takes their memory back.
+        self.replies.reserve(REPLIES_USUAL);
         for completion in completions.drain(..) {
             match completion {
                 Completion::Accepted { listener, result, more } => {
@@ -60,34 +63,44 @@ impl<I: Io> Shard<I> {
     }
 
     fn handle_accepted(&mut self, listener: usize, result: Result<Socket, Errno>, more: bool) {
+        if !more {
+            self.accepts[listener] = Accepting::No;
+        }
         match result {
             Ok(socket) => self.open(socket),
+            // We have paused it.
+            Err(Errno::CANCELED) => {}
             // Full of descriptors or memory: those that knock wait in the backlog for a while.
-            Err(_) if !more && self.drain.is_none() => {
-                let at = self.io.now() + ACCEPT_RETRY;
-                self.accept_again.get_or_insert((at, Vec::new())).1.push(listener);
-                return;
-            }
-            Err(_) => {}
-        }
-        if !more && self.drain.is_none() {
-            self.io.submit(Operation::Accept { listener });
+            Err(_) => self.accept_at = Some(self.io.now() + ACCEPT_RETRY),
         }
     }
 
-    /// Lets the listeners that had failed accept again when it is time.
-    pub(super) fn accept_again(&mut self, now: std::time::Instant) {
-        if self.accept_again.as_ref().is_some_and(|&(at, _)| at <= now)
-            && let Some((_, listeners)) = self.accept_again.take()
-        {
-            for listener in listeners {
-                self.io.submit(Operation::Accept { listener });
+    /// Arms and pauses the listeners: connections wait in the backlog while as many handshakes as
+    /// allowed are under way, and for a while after a failure.
+    pub(super) fn accept_or_pause(&mut self, now: Instant) {
+        self.accept_at = self.accept_at.filter(|&at| at > now);
+        if self.drain.is_some() {
+            return;
+        }
+        let full = self.handshakes >= self.limits.handshakes_max;
+        for (listener, accepting) in self.accepts.iter_mut().enumerate() {
+            match accepting {
+                Accepting::Yes if full => {
+                    *accepting = Accepting::Pausing;
+                    self.io.submit(Operation::PauseAccept { listener });
+                }
+                Accepting::No if !full && self.accept_at.is_none() => {
+                    *accepting = Accepting::Yes;
+                    self.io.submit(Operation::Accept { listener });
+                }
+                _ => {}
             }
         }
     }
 
     fn open(&mut self, socket: Socket) {
         self.metrics.accepted.add(1);
+        self.handshakes += 1;
         let key = self.connections.insert(Connection::new(socket));
         if self.drain.is_some() {
             return self.refuse(key, HandshakeError::Draining);
@@ -101,7 +114,8 @@ impl<I: Io> Shard<I> {
             connection.admitted = true;
         }
         self.set_deadline(key, self.limits.handshake_timeout);
-        self.watch_input(key);
+        // Its request is there already, nearly always: see `io::socket::listen`.
+        self.queue_receive(key);
     }
 
     /// Asks to be told when there is input, unless that is under way.
@@ -309,10 +323,10 @@ impl<I: Io> Shard<I> {
 
     /// Sends the 101: from here on, frames.
     pub(super) fn accept_upgrade(&mut self, key: Key, accept: &Accept) {
+        self.enter_phase(key, Phase::Open);
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
-        connection.phase = Phase::Open;
         connection.heard = Heard::Message;
         self.clear_deadline(key);
         self.metrics.opened.add(1);

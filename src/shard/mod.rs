@@ -78,6 +78,8 @@ const SLOTS_PER_TICK: u32 = bound(1024, 7) as u32;
 const DRAINED_PER_TICK: u32 = bound(512, 100) as u32;
 /// Completions that one tick brings at most, usually: see `COMPLETIONS_PER_ENTER` of `io::uring`.
 const COMPLETIONS_USUAL: usize = 2048;
+/// Bytes of replies that one tick brings, usually: the handshakes of all its receives.
+const REPLIES_USUAL: usize = 16 * 1024;
 /// Connections that come or go in one burst, usually. The lists of work for them grow past it, but
 /// do not have to, so that one storm leaves the memory as the other found it.
 const BURST_USUAL: usize = 16 * 1024;
@@ -226,10 +228,22 @@ pub struct Shard<I: Io> {
     /// Something was left in a mailbox because taking it in has to wait.
     congested: bool,
 
-    listeners: usize,
-    /// Listeners that failed to accept for want of resources, and when to try again.
-    accept_again: Option<(Instant, Vec<usize>)>,
+    /// For each listener.
+    accepts: Vec<Accepting>,
+    /// Nobody accepts before: there were no descriptors, or no memory.
+    accept_at: Option<Instant>,
+    /// Connections whose opening handshake is not over.
+    handshakes: usize,
     drain: Option<Drain>,
+}
+
+/// Whether a listener accepts connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Accepting {
+    No,
+    Yes,
+    /// It was told to pause; what completed before still comes in.
+    Pausing,
 }
 
 #[derive(Debug)]
@@ -242,13 +256,12 @@ struct Drain {
 impl<I: Io> Shard<I> {
     /// A shard over `io` with `listeners` listeners, connected to the others by `ends`.
     pub fn new(
-        mut io: I,
+        io: I,
         listeners: usize,
         ends: Ends,
         limits: Arc<Limits>,
         metrics: Arc<ShardMetrics>,
     ) -> Self {
-        (0..listeners).for_each(|listener| io.submit(Operation::Accept { listener }));
         let now = io.now();
         let heartbeats = limits.heartbeats;
         let mut shard = Self {
@@ -272,8 +285,9 @@ impl<I: Io> Shard<I> {
             links: VecDeque::new(),
             rung: vec![false; ends.homes.shards()],
             congested: false,
-            listeners,
-            accept_again: None,
+            accepts: vec![Accepting::No; listeners],
+            accept_at: None,
+            handshakes: 0,
             drain: None,
             io,
             ends,
@@ -281,6 +295,7 @@ impl<I: Io> Shard<I> {
             metrics,
         };
         shard.set_heartbeats(heartbeats, now);
+        shard.accept_or_pause(now);
         shard
     }
 
@@ -306,7 +321,7 @@ impl<I: Io> Shard<I> {
         self.visit_some(now);
         self.send_owed();
         self.sweep_rooms();
-        self.accept_again(now);
+        self.accept_or_pause(now);
         self.stage_receives();
         self.wake_others();
         self.metrics.connections.set(self.connections.len() as u64);
@@ -344,7 +359,7 @@ impl<I: Io> Shard<I> {
             || self.home.is_waiting();
         let times = [
             stuck.then_some(now + MAILBOX_RETRY),
-            self.accept_again.as_ref().map(|&(at, _)| at),
+            self.accept_at,
             self.drain.as_ref().map(|drain| drain.until),
             self.deadlines.next(),
             self.next_visit(),
@@ -386,9 +401,10 @@ impl<I: Io> Shard<I> {
 
     fn begin_drain(&mut self, now: Instant) {
         if self.drain.is_none() {
-            (0..self.listeners)
-                .for_each(|listener| self.io.submit(Operation::CloseListener { listener }));
-            self.accept_again = None;
+            for listener in 0..self.accepts.len() {
+                self.io.submit(Operation::CloseListener { listener });
+            }
+            self.accept_at = None;
             self.drain = Some(Drain { until: now + self.limits.drain_timeout, slot: 0 });
         }
     }

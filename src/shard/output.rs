@@ -61,15 +61,29 @@ pub(super) enum Reason {
 }
 
 impl<I: Io> Shard<I> {
-    /// Moves the replies that were written while handling input to the connection's outbox.
+    /// Sends the replies that were written while handling input; if that cannot be now, they go to
+    /// the connection's outbox.
     pub(super) fn queue_replies(&mut self, key: Key) {
-        if !self.replies.is_empty() {
-            // What is left behind a large echo would keep its memory alive.
-            let large = self.replies.len() > SEGMENT_BYTES;
-            let replies = self.replies.split().freeze();
-            if large {
-                self.replies = BytesMut::new();
-            }
+        if self.replies.is_empty() {
+            return;
+        }
+        // What is left behind a large echo would keep its memory alive.
+        let large = self.replies.len() > SEGMENT_BYTES;
+        let replies = self.replies.split().freeze();
+        if large {
+            self.replies = BytesMut::new();
+        }
+        let tick = self.tick;
+        let free = |connection: &Connection| {
+            connection.sent_tick != tick
+                && !connection.poll_writable
+                && !connection.half_closed
+                && !connection.owes()
+                && connection.phase != Phase::Dead
+        };
+        if self.connections.get(key).is_some_and(free) {
+            self.send(key, &replies, 0, Source::Outbox(replies.clone()));
+        } else {
             self.owe(key, replies);
         }
     }
@@ -348,10 +362,10 @@ impl<I: Io> Shard<I> {
             Phase::Opening | Phase::Joining | Phase::Open => self.note_end(key, reason),
         }
         self.leave_rooms(key);
+        self.enter_phase(key, Phase::Draining);
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
-        connection.phase = Phase::Draining;
         connection.waiting = false;
         connection.decoder.reset(&mut self.budget);
         if let Some(extra) = &mut connection.extra {
@@ -405,10 +419,10 @@ impl<I: Io> Shard<I> {
     fn release(&mut self, key: Key) {
         self.leave_rooms(key);
         self.clear_deadline(key);
+        self.enter_phase(key, Phase::Dead);
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
-        connection.phase = Phase::Dead;
         connection.decoder.reset(&mut self.budget);
         connection.extra = None;
         if connection.is_armed() {
@@ -433,8 +447,16 @@ impl<I: Io> Shard<I> {
             self.connections.remove(key);
             self.io.submit(Operation::Close { socket });
             // A descriptor is free: whoever waits in the backlog may come in.
-            if let Some((at, _)) = &mut self.accept_again {
-                *at = self.io.now();
+            self.accept_at = None;
+        }
+    }
+
+    /// Moves the connection on in its life.
+    pub(super) fn enter_phase(&mut self, key: Key, phase: Phase) {
+        if let Some(connection) = self.connections.get_mut(key) {
+            let was = std::mem::replace(&mut connection.phase, phase);
+            if was.is_handshake() && !phase.is_handshake() {
+                self.handshakes -= 1;
             }
         }
     }

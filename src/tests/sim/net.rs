@@ -140,6 +140,7 @@ struct Poll {
 #[derive(Debug)]
 enum Staged {
     Accept(usize),
+    PauseAccept(usize),
     CloseListener(usize),
     Poll { socket: Socket, token: Token, writable: bool },
     Receive { socket: Socket, token: Token, lease: Lease },
@@ -409,6 +410,7 @@ impl Net {
     fn stage(&mut self, shard: usize, operation: Operation<'_>, lent: &Rc<Cell<usize>>) {
         let staged = match operation {
             Operation::Accept { listener } => Staged::Accept(listener),
+            Operation::PauseAccept { listener } => Staged::PauseAccept(listener),
             Operation::CloseListener { listener } => Staged::CloseListener(listener),
             Operation::PollReadable { socket, token } => {
                 Staged::Poll { socket, token, writable: false }
@@ -445,6 +447,13 @@ impl Net {
                     let listener = &mut self.sides[shard].listeners[listener];
                     assert!(!listener.armed, "accepts twice from one listener");
                     listener.armed = !listener.closed;
+                }
+                Staged::PauseAccept(listener) => {
+                    let side = &mut self.sides[shard];
+                    if std::mem::take(&mut side.listeners[listener].armed) {
+                        let result = Err(Errno::CANCELED);
+                        side.done.push(Completion::Accepted { listener, result, more: false });
+                    }
                 }
                 Staged::CloseListener(listener) => self.close_listener(shard, listener),
                 Staged::Poll { socket, token, writable } => {

@@ -474,6 +474,8 @@ impl Plan {
             send_timeout: Duration::from_millis(pick(net, &[500, 1500])),
             drain_timeout: Duration::from_secs(3),
             heartbeats: self.heartbeats.unwrap_or(NO_HEARTBEATS),
+            // With heartbeats by the number of the seed: listeners pause often.
+            handshakes_max: if self.heartbeats.is_some() { 3 } else { 1_000_000 },
             handshake_bytes_max: 2048,
             target_bytes_max: 256,
             ws_message_bytes_max: self.message_max,
