@@ -41,7 +41,8 @@
 //!    pooled segment.
 //! 4. Every shard with members gets the slice and appends it to the room's [`room::log`].
 //! 5. [`room::sweep`] visits the members; each gets everything from its cursor to the head in one
-//!    send, submitted together with hundreds of others in one system call.
+//!    send, submitted together with hundreds of others in one system call. What becomes of a member
+//!    that does not keep up, [`room::policy`] decides.
 //!
 //! # The rules
 //!

@@ -7,6 +7,7 @@
 //!
 //! | Module | Job |
 //! | --- | --- |
+//! | [`policy`] | what becomes of members that do not keep up: rules for rooms |
 //! | [`value`] | reads one value from text and checks its range, whatever source it came from |
 //! | [`layers`] | flag over environment over file over default; errors name the key and the source |
 //! | [`render`] | the effective configuration as a commented TOML file |
@@ -19,6 +20,7 @@
 
 mod change;
 mod layers;
+mod policy;
 mod render;
 mod value;
 
@@ -32,6 +34,7 @@ pub use change::Change;
 pub use layers::{
     Action, CheckOptions, ConfigError, Loaded, Origin, Profile, ReportFormat, UnknownVariable, load,
 };
+pub use policy::{Policies, Policy, RoomPolicy, RoomRule, SlowConsumer};
 pub use value::{Admin, Auto, CpuList, Interval, LogFormat, LogLevel, Size, ValueError};
 
 use value::Parser;
@@ -139,11 +142,22 @@ pub struct Settings {
           value_parser = Parser(value::size))]
     pub partial_bytes_max: Size,
 
-    /// Bytes a connection may fall behind in its rooms before it is disconnected as a slow
-    /// consumer. At least twice the largest message of /ws and /raw.
-    #[arg(long, help_heading = LIMITS, default_value = "4MiB", value_name = "64KiB..1GiB",
+    /// Bytes a connection may fall behind in a room before it is disconnected as a slow consumer,
+    /// where `room_policy` does not say otherwise. At least twice the largest message of /ws and
+    /// /raw.
+    #[arg(long, help_heading = LIMITS, default_value = "4MiB", value_name = policy::MARKS,
           value_parser = Parser(value::size))]
     pub high_water_mark: Size,
+
+    /// What becomes of slow consumers in the rooms, of /ws and /raw, whose names match PATTERN, in
+    /// which * stands for any characters. MARK is how many bytes (64KiB..1GiB) a member may fall
+    /// behind, AGE how old (100ms..1h) what it waits for may be. Past either, "disconnect" closes
+    /// with code 1013, "skip-to-newest" goes on with the newest message, "drop-oldest" with the
+    /// oldest within both. Give several rules, or a list; the first that matches counts.
+    #[arg(long, help_heading = LIMITS, default_value = "off",
+          value_name = "PATTERN=POLICY/MARK[/AGE]|off", value_delimiter = ',',
+          value_parser = Parser(policy::read))]
+    pub room_policy: Vec<RoomPolicy>,
 
     /// Rooms one connection may be a member of.
     #[arg(long, help_heading = LIMITS, default_value = "128", value_name = "1..65536",
@@ -259,21 +273,46 @@ impl Settings {
                 handshake_bytes_max: self.handshake_bytes_max,
             });
         }
+        let rules: Vec<&RoomRule> = self.rules().collect();
+        for (i, rule) in rules.iter().enumerate() {
+            if let Some(before) = rules[..i].iter().find(|before| before.covers(rule)) {
+                let (rule, before) = (Box::new((*rule).clone()), Box::new((*before).clone()));
+                return Err(Conflict::RuleWithoutRooms { rule, before });
+            }
+        }
         // A member that has just begun to take one largest message must not be over the mark when
-        // the next one is published.
+        // the next one is published. (Members that are not disconnected keep the newest one.)
         for (key, message_bytes_max) in [
             ("ws_message_bytes_max", self.ws_message_bytes_max),
             ("raw_message_bytes_max", self.raw_message_bytes_max),
         ] {
-            if self.high_water_mark.bytes() < 2 * message_bytes_max.bytes() {
+            let least = 2 * message_bytes_max.bytes();
+            if self.high_water_mark.bytes() < least {
                 return Err(Conflict::HighWaterMark {
                     high_water_mark: self.high_water_mark,
                     key,
                     message_bytes_max,
                 });
             }
+            if let Some(rule) = rules.iter().find(|rule| rule.disconnects_below(least as u64)) {
+                let rule = Box::new((*rule).clone());
+                return Err(Conflict::RuleMark { rule, key, message_bytes_max });
+            }
         }
         Ok(())
+    }
+
+    fn rules(&self) -> impl Iterator<Item = &RoomRule> {
+        self.room_policy.iter().filter_map(RoomPolicy::rule)
+    }
+
+    fn policies(&self) -> Policies {
+        let default = Policy {
+            slow_consumer: SlowConsumer::Disconnect,
+            high_water_mark: self.high_water_mark.bytes() as u64,
+            age_max: None,
+        };
+        Policies { rules: self.rules().cloned().collect(), default }
     }
 
     /// How vanished peers are found out.
@@ -322,7 +361,7 @@ impl Settings {
             rooms_max: self.rooms_max,
             room_id_bytes_max: self.room_id_bytes_max.bytes(),
             user_id_bytes_max: self.user_id_bytes_max.bytes(),
-            high_water_mark: self.high_water_mark.bytes() as u64,
+            policies: self.policies(),
             mailbox_len_max: self.mailbox_len_max,
             publish_queue_len_max: self.publish_queue_len_max,
             publish_bytes_max: self.publish_bytes_max.bytes(),
@@ -372,8 +411,9 @@ pub struct Limits {
     pub room_id_bytes_max: usize,
     /// A user's display name.
     pub user_id_bytes_max: usize,
-    /// Bytes a member may be behind; at least twice the largest published message.
-    pub high_water_mark: u64,
+    /// How far a member may be behind in which room. Where it is disconnected then, at least
+    /// twice the largest published message.
+    pub policies: Policies,
     /// Messages waiting from one shard for another, per pair.
     pub mailbox_len_max: usize,
     /// Publishes of the control thread under way to one shard.
@@ -430,6 +470,28 @@ pub enum Conflict {
         /// As configured.
         message_bytes_max: Size,
     },
+    /// The same, in the rooms of a rule.
+    #[error(
+        "room_policy {rule} disconnects, so its high-water mark must be at least twice {key} = {message_bytes_max}; raise it, or let the rule skip messages"
+    )]
+    RuleMark {
+        /// As configured.
+        rule: Box<RoomRule>,
+        /// Whose maximum it is.
+        key: &'static str,
+        /// As configured.
+        message_bytes_max: Size,
+    },
+    /// A rule would never count.
+    #[error(
+        "room_policy {rule} would never count: {before} stands before it and matches all its rooms; put it first, or take it out"
+    )]
+    RuleWithoutRooms {
+        /// As configured.
+        rule: Box<RoomRule>,
+        /// The one that counts.
+        before: Box<RoomRule>,
+    },
 }
 
 impl Conflict {
@@ -443,6 +505,11 @@ impl Conflict {
                 &["high_water_mark", "raw_message_bytes_max"]
             }
             Conflict::HighWaterMark { .. } => &["high_water_mark", "ws_message_bytes_max"],
+            Conflict::RuleMark { key: "raw_message_bytes_max", .. } => {
+                &["room_policy", "raw_message_bytes_max"]
+            }
+            Conflict::RuleMark { .. } => &["room_policy", "ws_message_bytes_max"],
+            Conflict::RuleWithoutRooms { .. } => &["room_policy"],
         }
     }
 }

@@ -95,7 +95,14 @@ fn defaults() {
         rooms_max: 1_000_000,
         room_id_bytes_max: 128,
         user_id_bytes_max: 128,
-        high_water_mark: 4 << 20,
+        policies: Policies {
+            rules: Vec::new(),
+            default: Policy {
+                slow_consumer: SlowConsumer::Disconnect,
+                high_water_mark: 4 << 20,
+                age_max: None,
+            },
+        },
         mailbox_len_max: 256,
         publish_queue_len_max: 4096,
         publish_bytes_max: 4 << 20,
@@ -124,6 +131,17 @@ fn conflicts() {
          (high_water_mark: default, ws_message_bytes_max: flag --ws-message-bytes-max)",
     );
     check(
+        &["--room-policy=a*=disconnect/1MiB"],
+        "room_policy a*=disconnect/1MiB disconnects, so its high-water mark must be at least twice \
+         ws_message_bytes_max = 1MiB; raise it, or let the rule skip messages (room_policy: flag \
+         --room-policy, ws_message_bytes_max: default)",
+    );
+    check(
+        &["--room-policy=a*=drop-oldest/1MiB,ab*=drop-oldest/2MiB"],
+        "room_policy ab*=drop-oldest/2MiB would never count: a*=drop-oldest/1MiB stands before it \
+         and matches all its rooms; put it first, or take it out (room_policy: flag --room-policy)",
+    );
+    check(
         &["--handshake-bytes-max=1KiB"],
         "target_bytes_max = 2KiB must be at most handshake_bytes_max = 1KiB, of which it is a part \
          (target_bytes_max: default, handshake_bytes_max: flag --handshake-bytes-max)",
@@ -143,6 +161,8 @@ fn conflicts() {
 fn what_fits_is_no_conflict() {
     for flags in [
         &["--high-water-mark=2MiB"][..],
+        &["--room-policy=ab*=drop-oldest/64KiB", "--room-policy=a*=disconnect/2MiB", "--shards=1"],
+        &["--room-policy=off,*=skip-to-newest/64KiB"],
         &["--target-bytes-max=8KiB"],
         &["--listen=127.0.0.1:0,127.0.0.1:0", "--admin=127.0.0.1:0"],
         &["--listen=127.0.0.1:8081", "--admin=off"],

@@ -18,6 +18,8 @@ use clap::ValueEnum;
 use clap::builder::TypedValueParser;
 use serde::{Serialize, Serializer};
 
+use super::policy;
+
 /// Why a text is not the value of a setting; the accepted range is told beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {
@@ -36,6 +38,21 @@ pub enum ValueError {
     /// Not numbers and ranges, separated by commas.
     #[error("is not a list of CPU numbers such as 0-3,8")]
     NotACpuList,
+    /// Not `PATTERN=POLICY/MARK` with or without `/AGE`.
+    #[error("is not a rule such as ticker:*=skip-to-newest/256KiB or lobby=drop-oldest/1MiB/30s")]
+    NotARule,
+    /// No name, or one that no room can have.
+    #[error("has no pattern of room names in front of the =, such as lobby, ticker:* or *")]
+    NotAPattern,
+    /// None of the policies.
+    #[error("names no policy behind the =: give disconnect, skip-to-newest or drop-oldest")]
+    NotAPolicy,
+    /// No size, or one that is out of range.
+    #[error("has no high-water mark behind the policy: give a size of {}", policy::MARKS)]
+    NotAMark,
+    /// No duration, or one that is out of range.
+    #[error("has no age behind the high-water mark: give a duration of {}, or none", policy::AGES)]
+    NotAnAge,
     /// Not one of a few words.
     #[error("is not one of the accepted words")]
     NotAWord,
@@ -238,6 +255,12 @@ impl Size {
     }
 }
 
+impl From<usize> for Size {
+    fn from(bytes: usize) -> Size {
+        Size(bytes)
+    }
+}
+
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (unit, name) = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")]
@@ -345,9 +368,12 @@ pub(super) fn serialize_duration<S: Serializer>(
     duration: &Duration,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
-    // Without the space of "1m 30s": the value stays one word on a command line.
-    let text = humantime::format_duration(*duration).to_string().replace(' ', "");
-    serializer.serialize_str(&text)
+    serializer.serialize_str(&duration_text(*duration))
+}
+
+/// Without the space of "1m 30s": the value stays one word on a command line.
+pub(super) fn duration_text(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string().replace(' ', "")
 }
 
 #[cfg(test)]

@@ -7,6 +7,10 @@
 //! | `{"type":"broadcast","room_id":R,"content":C}`  | to every member: `{"type":"broadcast","room_id":R,"sender":U,"offset":N,"content":C}` |
 //! | `{"type":"ping"}`                               | `{"type":"pong"}`                        |
 //!
+//! A member that was too slow for a room that skips messages then is told so before the next
+//! message of that room, `{"type":"skipped","room_id":R,"from":N,"to":M}`: the offsets of the first
+//! and of the last message that it is not sent.
+//!
 //! With `"id":I` (a number or a string) the answer carries the same `id`, and a broadcast is
 //! answered `{"type":"ack","id":I,"offset":N}`. What cannot be done is answered
 //! `{"type":"error","code":C,"message":M,"id":I}` and the connection stays open; the codes are
@@ -277,6 +281,15 @@ pub fn ack(id: &str, offset: u64, out: &mut BytesMut) {
     out.put_u8(b'}');
 }
 
+/// Writes `skipped`: the member is not sent the messages from offset `from` to offset `to`.
+pub fn skipped(room_id: &str, from: u64, to: u64, out: &mut BytesMut) {
+    open("skipped", None, out);
+    string_field("room_id", room_id, out);
+    number_field("from", from, out);
+    number_field("to", to, out);
+    out.put_u8(b'}');
+}
+
 /// Writes `pong`.
 pub fn pong(id: Option<&str>, out: &mut BytesMut) {
     open("pong", id, out);
@@ -426,6 +439,10 @@ mod tests {
             write(&mut out);
             String::from_utf8(out.to_vec()).expect("JSON is UTF-8")
         };
+        assert_eq!(
+            written(&|out| skipped("a\"b", 5, 17, out)),
+            r#"{"type":"skipped","room_id":"a\"b","from":5,"to":17}"#
+        );
         assert_eq!(
             written(&|out| joined("lobby", 17, None, out)),
             r#"{"type":"joined","room_id":"lobby","offset":17}"#

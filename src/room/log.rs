@@ -1,7 +1,9 @@
 //! The encoded frames of one room on one shard, in order; shared, never copied for a member.
 //!
 //! A position counts bytes since the room came to this shard; a member's cursor is a position at
-//! the start of a frame. The log keeps everything from the slowest cursor to the head.
+//! the start of a frame. The log keeps everything from the slowest cursor, or from the floor that
+//! the room's policy sets ([`super::policy`]), to the head. It knows the offset of every frame, and
+//! when the first frame of a slice came.
 //!
 //! Frames arrive in slices, a slice per publish or per burst. Before a sweep carries several small
 //! slices to all members, [`RoomLog::coalesce`] copies them once into one, so that every member
@@ -11,6 +13,7 @@
 //! Never: looks into a frame, except at its header to find its end.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use bytes::{BufMut, Bytes};
 
@@ -22,17 +25,33 @@ use crate::protocol::frame;
 pub struct RoomLog {
     slices: VecDeque<Slice>,
     head: u64,
+    offset: u64,
 }
 
 #[derive(Debug)]
 struct Slice {
     start: u64,
+    /// Offset of its first frame.
+    offset: u64,
+    /// When its first frame came.
+    at: Instant,
     bytes: Bytes,
 }
 
 impl Slice {
     fn end(&self) -> u64 {
         self.start + self.bytes.len() as u64
+    }
+
+    /// Where its frames begin. Cost: reads one header per frame.
+    fn frames(&self) -> impl Iterator<Item = u64> {
+        let mut next = 0;
+        std::iter::from_fn(move || {
+            let start = next;
+            let rest = self.bytes.get(start..).filter(|rest| !rest.is_empty())?;
+            next += frame::frame_len(rest).expect("the log holds whole frames");
+            Some(self.start + start as u64)
+        })
     }
 }
 
@@ -43,7 +62,22 @@ impl RoomLog {
         self.head
     }
 
-    /// Bytes held, from the slowest cursor to the head.
+    /// Offset of the newest frame, also of one that came before the log began.
+    #[must_use]
+    pub const fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Begins behind the frame with that offset.
+    ///
+    /// # Panics
+    /// When something was appended already.
+    pub fn begin(&mut self, offset: u64) {
+        assert!(self.head == 0, "a log begins once");
+        self.offset = offset;
+    }
+
+    /// Bytes held, up to the head.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.slices.front().map_or(0, |slice| self.head - slice.start)
@@ -55,12 +89,13 @@ impl RoomLog {
         self.slices.is_empty()
     }
 
-    /// Appends whole frames.
-    pub fn append(&mut self, bytes: Bytes) {
+    /// Appends whole frames that have come `at` this time; the last one has the offset `offset`.
+    pub fn append(&mut self, bytes: Bytes, offset: u64, at: Instant) {
         if !bytes.is_empty() {
-            let start = self.head;
-            self.head += bytes.len() as u64;
-            self.slices.push_back(Slice { start, bytes });
+            let slice = Slice { start: self.head, offset: self.offset + 1, at, bytes };
+            self.head = slice.end();
+            self.offset = offset;
+            self.slices.push_back(slice);
         }
     }
 
@@ -75,12 +110,7 @@ impl RoomLog {
         }
         // Nearly every member is one sweep behind: at the start of the last slice.
         let last = self.slices.back()?;
-        let slice = if cursor >= last.start {
-            last
-        } else {
-            let index = self.slices.partition_point(|slice| slice.end() <= cursor);
-            &self.slices[index]
-        };
+        let slice = if cursor >= last.start { last } else { self.slice_at(cursor)? };
         assert!(cursor >= slice.start, "a cursor never falls behind the log");
         Some((&slice.bytes, (cursor - slice.start) as usize))
     }
@@ -91,6 +121,57 @@ impl RoomLog {
         self.slices
             .range(first..)
             .map(move |slice| slice.bytes.slice(cursor.saturating_sub(slice.start) as usize..))
+    }
+
+    /// Offset of the frame that begins at `position`; at the head, of the next one to come.
+    ///
+    /// Cost: reads one header per frame that lies before it in its slice.
+    ///
+    /// # Panics
+    /// When it was trimmed.
+    #[must_use]
+    pub fn offset_at(&self, position: u64) -> u64 {
+        let Some(slice) = self.slice_at(position) else { return self.offset + 1 };
+        assert!(position >= slice.start, "an offset is asked for while its frame is here");
+        slice.offset + slice.frames().take_while(|&start| start < position).count() as u64
+    }
+
+    /// Where the first frame begins that begins at `position` or later; the head if there is none.
+    /// Cost: as [`RoomLog::offset_at`].
+    #[must_use]
+    pub fn frame_from(&self, position: u64) -> u64 {
+        let Some(slice) = self.slice_at(position) else { return self.head };
+        slice.frames().find(|&start| start >= position).unwrap_or(slice.end())
+    }
+
+    /// Where the newest frame begins; the head if there is none. Cost: reads one header per frame
+    /// of the last slice.
+    #[must_use]
+    pub fn newest(&self) -> u64 {
+        self.slices.back().and_then(|slice| slice.frames().last()).unwrap_or(self.head)
+    }
+
+    /// `position`, or where the newest frame begins if that is before it.
+    #[must_use]
+    pub fn at_most_newest(&self, position: u64) -> u64 {
+        // Looked up only if need be: a position is hardly ever inside of the last slice.
+        match self.slices.back() {
+            Some(last) if position <= last.start => position,
+            _ => position.min(self.newest()),
+        }
+    }
+
+    /// Where what has come at `time` or later begins. Frames that were coalesced count as old as
+    /// the oldest of them.
+    #[must_use]
+    pub fn since(&self, time: Instant) -> u64 {
+        let index = self.slices.partition_point(|slice| slice.at < time);
+        self.slices.get(index).map_or(self.head, |slice| slice.start)
+    }
+
+    fn slice_at(&self, position: u64) -> Option<&Slice> {
+        let index = self.slices.partition_point(|slice| slice.end() <= position);
+        self.slices.get(index)
     }
 
     /// After a send from `cursor` that took `taken` bytes: the start of the next whole frame, and
@@ -136,7 +217,8 @@ impl RoomLog {
                 run.iter().for_each(|slice| segment.put_slice(&slice.bytes));
                 segments.cut()
             };
-            self.slices.push_back(Slice { start: slice.start, bytes });
+            let &Slice { start, offset, at, .. } = slice;
+            self.slices.push_back(Slice { start, offset, at, bytes });
             rest = behind;
         }
     }
@@ -157,6 +239,8 @@ const SLICES_KEPT: usize = 8;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use bytes::BytesMut;
 
     use super::*;
@@ -174,7 +258,8 @@ mod tests {
     fn finds_what_lies_at_a_cursor_before_and_after_coalescing() {
         let mut log = RoomLog::default();
         let slices = [frames(&["a", "bb"]), frames(&["ccc"]), frames(&["d"]), frames(&["eeee"])];
-        slices.iter().for_each(|slice| log.append(slice.clone()));
+        let now = Instant::now();
+        (1..).zip(&slices).for_each(|(offset, slice)| log.append(slice.clone(), offset, now));
         let whole: Vec<u8> = slices.concat();
         let check = |log: &RoomLog, from: u64| {
             for cursor in from..log.head() {
@@ -200,7 +285,7 @@ mod tests {
     #[test]
     fn a_short_send_leaves_the_rest_of_one_frame() {
         let mut log = RoomLog::default();
-        log.append(frames(&["abc", "defgh", "i"]));
+        log.append(frames(&["abc", "defgh", "i"]), 3, Instant::now());
         for (taken, next, rest) in
             [(0, 0, 0), (1, 5, 4), (5, 5, 0), (6, 12, 6), (11, 12, 1), (12, 12, 0), (13, 15, 2)]
         {
@@ -215,13 +300,55 @@ mod tests {
         let mut log = RoomLog::default();
         let large = frames(&["x".repeat(SEGMENT_BYTES).as_str()]);
         let pointer = large.as_ptr();
-        log.append(frames(&["a"]));
-        log.append(frames(&["b"]));
-        log.append(large);
-        log.append(frames(&["c"]));
-        log.append(frames(&["d"]));
+        let slices = [frames(&["a"]), frames(&["b"]), large, frames(&["c"]), frames(&["d"])];
+        let now = Instant::now();
+        (1..).zip(slices).for_each(|(offset, slice)| log.append(slice, offset, now));
         log.coalesce(0, &mut SegmentPool::new());
         assert_eq!(log.slices.len(), 3);
         assert_eq!(log.slices[1].bytes.as_ptr(), pointer);
+    }
+    /// Against the plain list of all frames: where each begins, its offset, when it came.
+    #[test]
+    fn knows_offsets_and_ages_before_and_after_coalescing() {
+        let (mut log, start) = (RoomLog::default(), Instant::now());
+        log.begin(40);
+        assert_eq!((log.offset_at(0), log.newest(), log.since(start)), (41, 0, 0));
+        let mut model = Vec::new();
+        for (second, payloads) in
+            (0..).zip([&["a", "bb"][..], &["ccc"], &["d", "", "eeee"], &["f"]])
+        {
+            let at = start + Duration::from_secs(second);
+            let mut position = log.head();
+            for payload in payloads {
+                model.push((position, 41 + model.len() as u64, at));
+                position += frames(&[payload]).len() as u64;
+            }
+            log.append(frames(payloads), 40 + model.len() as u64, at);
+        }
+        assert_eq!(log.offset(), 47);
+        let check = |log: &RoomLog, trimmed: u64| {
+            for &(position, offset, _) in model.iter().filter(|(start, ..)| *start >= trimmed) {
+                assert_eq!(log.offset_at(position), offset);
+                assert_eq!(log.frame_from(position), position);
+                let next = model.iter().map(|frame| frame.0).find(|&start| start > position);
+                assert_eq!(log.frame_from(position + 1), next.unwrap_or(log.head()));
+                assert_eq!(log.at_most_newest(position + 1), (position + 1).min(log.newest()));
+            }
+            assert_eq!(log.newest(), model.last().expect("frames").0);
+            assert_eq!(log.offset_at(log.head()), 48);
+            assert_eq!(log.frame_from(log.head()), log.head());
+        };
+        check(&log, 0);
+        for (second, index) in [(0, 0), (1, 2), (2, 3), (3, 6)] {
+            assert_eq!(log.since(start + Duration::from_secs(second)), model[index].0);
+        }
+        assert_eq!(log.since(start + Duration::from_secs(4)), log.head());
+        // The third and the fourth slice become one, as old as the third.
+        log.coalesce(model[3].0, &mut SegmentPool::new());
+        check(&log, 0);
+        assert_eq!(log.since(start + Duration::from_secs(2)), model[3].0);
+        assert_eq!(log.since(start + Duration::from_secs(3)), log.head());
+        log.trim(model[3].0);
+        check(&log, model[3].0);
     }
 }

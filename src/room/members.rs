@@ -95,7 +95,7 @@ mod tests {
             // Up for a while, then down for a while, over the ends of several chunks.
             let grow = (step / 1500).is_multiple_of(2) == (state >> 61 != 0);
             if grow || model.is_empty() {
-                let member = Member { connection: step, cursor: state };
+                let member = Member::new(step, state);
                 assert_eq!(members.push(member), model.len());
                 model.push(member);
             } else {

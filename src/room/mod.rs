@@ -16,26 +16,57 @@
 pub mod home;
 pub mod log;
 pub mod members;
+pub mod policy;
 pub mod segment;
 pub mod sweep;
 
 use std::collections::HashMap;
+use std::ops::Range;
+use std::time::Instant;
 
+use crate::config::{Policy, SlowConsumer};
 use crate::id::{NameSpace, RoomName, ShardId};
 use crate::slab::{Key, Slab};
 
 pub use log::RoomLog;
 pub use members::Members;
 pub use segment::SegmentPool;
-pub use sweep::{Sweep, Visit};
+pub use sweep::{Floor, Sweep, Visit};
 
 /// A connection in a room: its slot and how far it has got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Member {
     /// The connection's slot. A connection leaves its rooms before its slot is freed.
     pub connection: u32,
-    /// Position in the room's log, always at the start of a frame.
+    /// Who brings it further.
+    pub standing: Standing,
+    /// Position in the room's log, always at the start of a frame; but see
+    /// [`Standing::Overtaken`].
     pub cursor: u64,
+}
+
+/// Whether sweeps serve a member. Kept here, so that a sweep need not look at the connections of
+/// those whom it passes by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Sweeps do.
+    Current,
+    /// Its socket is or was full: it catches up by itself.
+    Behind,
+    /// The same, and what it waits for is not kept any more. Its cursor is no position but the
+    /// offset of the first message that it is not sent.
+    Overtaken,
+}
+
+/// A million members cost this much each; growing it is a decision, not an accident.
+const _: () = assert!(size_of::<Member>() == 16);
+
+impl Member {
+    /// A member that sweeps serve from `cursor` on.
+    #[must_use]
+    pub const fn new(connection: u32, cursor: u64) -> Self {
+        Self { connection, standing: Standing::Current, cursor }
+    }
 }
 
 /// A room on one shard that has members, or is about to. `W` is what the shard remembers of a
@@ -48,8 +79,8 @@ pub struct Room<W> {
     pub home: ShardId,
     /// The room's key at its home; `None` until the home has answered.
     pub home_key: Option<Key>,
-    /// Offset of the newest publish in `log`.
-    pub offset: u64,
+    /// How far its members may fall behind, and what becomes of those that do.
+    pub policy: Policy,
     /// The frames.
     pub log: RoomLog,
     /// How far they have been brought to the members.
@@ -70,7 +101,7 @@ impl<W> Room<W> {
 
     /// Adds a connection, from the head of the log on. Returns its index among the members.
     pub fn join(&mut self, connection: u32) -> u32 {
-        self.members.push(Member { connection, cursor: self.log.head() }) as u32
+        self.members.push(Member::new(connection, self.log.head())) as u32
     }
 
     /// Removes the member at `index` and tells `moved` which connections have which index now.
@@ -91,7 +122,7 @@ impl<W> Room<W> {
 
     /// A member has left, or has caught up by itself: what only it needed may go. The room may be
     /// due afterwards.
-    pub fn settle(&mut self) {
+    fn settle(&mut self) {
         if !self.log.is_empty() {
             self.sweep.again();
         }
@@ -108,14 +139,75 @@ impl<W> Room<W> {
         self.members[index as usize].cursor = cursor;
     }
 
-    /// Sweeps on; see [`Sweep::advance`].
+    /// A send to the member at `index` was short: it goes on at `cursor`, by itself.
+    pub fn fall_behind(&mut self, index: u32, cursor: u64) {
+        let member = &mut self.members[index as usize];
+        member.standing = Standing::Behind;
+        member.cursor = cursor;
+        self.sweep.rewind(cursor);
+    }
+
+    /// Whether the member at `index` has to catch up by itself with those whom sweeps serve.
+    #[must_use]
+    pub fn is_behind(&self, index: u32) -> bool {
+        let member = self.member(index);
+        match member.standing {
+            Standing::Current => false,
+            Standing::Behind => member.cursor < self.sweep.swept(),
+            Standing::Overtaken => true,
+        }
+    }
+
+    /// The member at `index` has caught up: sweeps serve it again. The room may be due afterwards.
+    pub fn catch_up(&mut self, index: u32) {
+        self.members[index as usize].standing = Standing::Current;
+        self.settle();
+    }
+
+    /// Whether the member at `index` is to be disconnected as a slow consumer.
+    #[must_use]
+    pub fn is_too_slow(&self, index: u32, now: Instant) -> bool {
+        let member = self.member(index);
+        self.policy.slow_consumer == SlowConsumer::Disconnect
+            && member.standing == Standing::Behind
+            && member.cursor < self.floor(now)
+    }
+
+    /// Moves the member at `index` to where it goes on if it is a slow consumer that skips. Returns
+    /// the offsets of the messages that it is not sent; an empty range: it skips none.
+    pub fn skip(&mut self, index: u32, now: Instant) -> Range<u64> {
+        let floor = self.floor(now);
+        let member = &mut self.members[index as usize];
+        let from = match member.standing {
+            Standing::Overtaken => member.cursor,
+            Standing::Behind if member.cursor < floor => self.log.offset_at(member.cursor),
+            Standing::Behind | Standing::Current => return 0..0,
+        };
+        let Some(position) = policy::goes_on_at(&self.policy, &self.log, floor) else {
+            return 0..0;
+        };
+        member.standing = Standing::Behind;
+        member.cursor = position;
+        from..self.log.offset_at(position)
+    }
+
+    fn floor(&self, now: Instant) -> u64 {
+        policy::floor(&self.policy, &self.log, now)
+    }
+
+    /// Sweeps on; see [`Sweep::advance`]. Adds to `too_slow` the connections that are to be
+    /// disconnected as slow consumers.
     pub fn advance(
         &mut self,
         segments: &mut SegmentPool,
         budget: usize,
+        now: Instant,
+        too_slow: &mut Vec<u32>,
         visit: impl FnMut(&Member, &bytes::Bytes, usize) -> Visit,
     ) -> usize {
-        self.sweep.advance(&mut self.members, &mut self.log, segments, budget, visit)
+        let disconnects = self.policy.slow_consumer == SlowConsumer::Disconnect;
+        let floor = Floor { position: self.floor(now), too_slow: disconnects.then_some(too_slow) };
+        self.sweep.advance(&mut self.members, &mut self.log, segments, budget, floor, visit)
     }
 
     /// Whether the sweep has anything to do.
@@ -153,12 +245,12 @@ impl<W> RoomTable<W> {
     }
 
     /// Adds a room whose home has not answered yet.
-    pub fn insert(&mut self, name: RoomName, home: ShardId) -> Key {
+    pub fn insert(&mut self, name: RoomName, home: ShardId, policy: Policy) -> Key {
         let key = self.rooms.insert(Room {
             name: name.clone(),
             home,
             home_key: None,
-            offset: 0,
+            policy,
             log: RoomLog::default(),
             sweep: Sweep::default(),
             waiting: Vec::new(),

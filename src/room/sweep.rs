@@ -13,14 +13,16 @@
 //! ```
 //!
 //! A member that is *busy* (its socket is full, or it got something else in this tick) is passed
-//! by. A full socket catches up by itself when it is writable again.
+//! by. A full socket catches up by itself when it is writable again; until it has, sweeps know it
+//! by its [`Standing`] and do no more than see whether the [`Floor`] has risen above it.
 //!
-//! Invariants: `members[..next]` have been visited in this round; `slowest` is the lowest cursor
-//! seen in it; nothing below `slowest` of the last finished round is needed any more.
+//! Invariants: `members[..next]` have been visited in this round; `slowest` is the lowest position
+//! seen in it at which a member may go on; nothing below `slowest` of the last finished round is
+//! needed any more.
 
 use super::log::RoomLog;
 use super::segment::SegmentPool;
-use super::{Member, Members};
+use super::{Member, Members, Standing};
 use bytes::Bytes;
 
 /// What a visited member did.
@@ -33,6 +35,33 @@ pub enum Visit {
     Later,
     /// Its socket is full: it will catch up by itself.
     Blocked,
+}
+
+/// Below it, nothing is kept for members that are behind. See [`super::policy`].
+#[derive(Debug)]
+pub struct Floor<'a> {
+    /// Position in the log.
+    pub position: u64,
+    /// Where the connections of members below it go that are to be disconnected for it; the log is
+    /// kept until they are. `None`: they stay, and are overtaken.
+    pub too_slow: Option<&'a mut Vec<u32>>,
+}
+
+impl Floor<'_> {
+    /// Deals with a member that is behind. Returns whether that was any work.
+    fn overtake(&mut self, member: &mut Member, log: &RoomLog) -> bool {
+        if member.standing != Standing::Behind || member.cursor >= self.position {
+            return false;
+        }
+        match &mut self.too_slow {
+            Some(too_slow) => too_slow.push(member.connection),
+            None => {
+                member.cursor = log.offset_at(member.cursor);
+                member.standing = Standing::Overtaken;
+            }
+        }
+        true
+    }
 }
 
 /// Where the sweep of one room stands. See the module documentation.
@@ -65,15 +94,16 @@ impl Sweep {
         self.next > 0 || self.behind || self.trim.is_some() || log.head() > self.target
     }
 
-    /// Visits members until `budget` deliveries are made or one round is over, and calls `visit`
-    /// with each member that is behind, the slice at its cursor and where in it the cursor is.
-    /// Returns the deliveries made.
+    /// Visits members until one round is over, or `budget` members were sent something or fell
+    /// below the floor, and calls `visit` with each current member that is not at the head, the
+    /// slice at its cursor and where in it the cursor is. Returns the deliveries made.
     pub fn advance(
         &mut self,
         members: &mut Members,
         log: &mut RoomLog,
         segments: &mut SegmentPool,
         budget: usize,
+        mut floor: Floor<'_>,
         mut visit: impl FnMut(&Member, &Bytes, usize) -> Visit,
     ) -> usize {
         if let Some(position) = self.trim.take() {
@@ -88,13 +118,15 @@ impl Sweep {
             self.slowest = log.head();
             self.behind = false;
         }
-        let mut delivered = 0;
+        let (mut delivered, mut overtaken) = (0, 0);
         while self.next < members.len() {
-            if delivered == budget {
+            if delivered + overtaken == budget {
                 return delivered;
             }
             let member = &mut members[self.next];
-            if let Some((bytes, from)) = log.at(member.cursor) {
+            if member.standing == Standing::Current
+                && let Some((bytes, from)) = log.at(member.cursor)
+            {
                 match visit(member, bytes, from) {
                     Visit::Sent => {
                         delivered += 1;
@@ -102,10 +134,14 @@ impl Sweep {
                         self.behind |= member.cursor < self.target;
                     }
                     Visit::Later => self.behind = true,
-                    Visit::Blocked => {}
+                    Visit::Blocked => member.standing = Standing::Behind,
                 }
-                self.slowest = self.slowest.min(member.cursor);
             }
+            overtaken += usize::from(floor.overtake(member, log));
+            self.slowest = self.slowest.min(match member.standing {
+                Standing::Current | Standing::Behind => member.cursor,
+                Standing::Overtaken => floor.position,
+            });
             self.next += 1;
         }
         self.next = 0;

@@ -8,14 +8,14 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use super::connection::{Accept, Connection, Membership, Memberships, Phase};
+use super::connection::{Accept, Membership, Memberships, Phase};
 use super::message::{self, Ack, Delivery, Request};
-use super::output::{Reason, Source, Staged};
+use super::output::{Source, Staged};
 use super::{MESSAGES_PER_MAILBOX, SENDS_PER_ROOM, SENDS_PER_TICK, Shard};
 use crate::dialect::native::{self, ErrorCode};
 use crate::id::{NameSpace, RoomName, ShardId};
 use crate::io::{Io, Operation, Token};
-use crate::protocol::{CloseCode, HandshakeError, Opcode};
+use crate::protocol::{HandshakeError, Opcode};
 use crate::room::Visit;
 use crate::room::home::Message;
 use crate::slab::Key;
@@ -45,7 +45,8 @@ impl<I: Io> Shard<I> {
             None => {
                 let name = RoomName::new(space, name);
                 let home = self.ends.homes.home(&name);
-                let room = self.rooms.insert(name.clone(), home);
+                let policy = self.limits.policies.of(&name.name);
+                let room = self.rooms.insert(name.clone(), home, policy);
                 self.link(home, Request::Subscribe { name: Box::new(name), room });
                 room
             }
@@ -79,7 +80,7 @@ impl<I: Io> Shard<I> {
             }
             Joining::Native { user_id, id } => {
                 connection.memberships.add(Membership { room: room_key, index, user_id });
-                let (name, offset) = (room.name.name.clone(), room.offset);
+                let (name, offset) = (room.name.name.clone(), room.log.offset());
                 self.reply_native(|out| native::joined(&name, offset, id.as_deref(), out));
             }
         }
@@ -106,7 +107,7 @@ impl<I: Io> Shard<I> {
                     membership.user_id = user_id;
                 }
             }
-            let offset = self.rooms.get(room).map_or(0, |room| room.offset);
+            let offset = self.rooms.get(room).map_or(0, |room| room.log.offset());
             self.reply_native(|out| native::joined(room_id, offset, id, out));
             return Ok(());
         }
@@ -159,6 +160,7 @@ impl<I: Io> Shard<I> {
     }
 
     fn leave(&mut self, room_key: Key, index: u32) {
+        self.count_skipped(room_key, index);
         let Some(room) = self.rooms.get_mut(room_key) else {
             return;
         };
@@ -300,7 +302,7 @@ impl<I: Io> Shard<I> {
             for _ in 0..MESSAGES_PER_MAILBOX {
                 if let Some(Delivery::Frames { room, .. }) = self.ends.deliveries.peek(from)
                     && let Some(room) = self.rooms.get(*room)
-                    && room.lag() > self.limits.high_water_mark / 2
+                    && room.lag() > room.policy.high_water_mark / 2
                 {
                     self.congested = true;
                     break;
@@ -318,7 +320,7 @@ impl<I: Io> Shard<I> {
             Delivery::Subscribed { room: room_key, home_key, offset } => {
                 let room = self.rooms.get_mut(room_key).expect("a room waits for its answer");
                 room.home_key = Some(home_key);
-                room.offset = offset;
+                room.log.begin(offset);
                 let mut joined = Vec::new();
                 for Waiting { connection: key, joining } in std::mem::take(&mut room.waiting) {
                     if self.still_waits(key) {
@@ -340,12 +342,12 @@ impl<I: Io> Shard<I> {
                 }
             }
             Delivery::Frames { room: room_key, frames } => {
+                let now = self.io.now();
                 // The last member may have left while they were on their way.
                 let Some(room) = self.rooms.get_mut(room_key) else {
                     return;
                 };
-                room.offset = frames.offset;
-                room.log.append(frames.bytes);
+                room.log.append(frames.bytes, frames.offset, now);
                 self.activate(room_key);
             }
             Delivery::Acknowledged { ack, offset } => {
@@ -452,31 +454,20 @@ impl<I: Io> Shard<I> {
                 self.active.push_back(room_key);
             }
         }
-        for slot in too_slow {
-            // It may be too slow in several rooms; one close is all it gets.
-            if let Some(key) = self.connections.key_at(slot)
-                && self.connections.get(key).is_some_and(Connection::is_open)
-            {
-                self.metrics.slow_consumers.add(1);
-                let words = "slow consumer: past the high-water mark";
-                self.close(key, CloseCode::TRY_AGAIN_LATER, words, Reason::SlowConsumer);
-            }
-        }
+        self.close_too_slow(too_slow);
     }
 
     /// Returns how many sends it made.
     fn sweep_room(&mut self, room_key: Key, budget: usize, too_slow: &mut Vec<u32>) -> usize {
-        let Self { rooms, connections, io, staged, segments, tick, limits, .. } = self;
+        let now = self.io.now();
+        let Self { rooms, connections, io, staged, segments, tick, .. } = self;
         let Some(room) = rooms.get_mut(room_key) else {
             return 0;
         };
-        let head = room.log.head();
-        let sends = room.advance(segments, budget, |member, bytes, from| {
+        let sends = room.advance(segments, budget, now, too_slow, |member, bytes, from| {
             let connection = connections.at_mut(member.connection).expect("members are there");
-            if connection.poll_writable {
-                if head - member.cursor > limits.high_water_mark {
-                    too_slow.push(member.connection);
-                }
+            if connection.poll_writable || connection.behind {
+                connection.behind = true;
                 return Visit::Blocked;
             }
             if connection.sent_tick == *tick || connection.owes() {

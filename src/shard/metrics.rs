@@ -49,6 +49,11 @@ pub struct ShardMetrics {
     pub sends_short: Counter,
     /// Connections closed because they did not keep up.
     pub slow_consumers: Counter,
+    /// Messages that slow members were not sent because they went on with the newest one: one per
+    /// message and member.
+    pub skipped_to_newest: Counter,
+    /// The same for members that lost their oldest messages.
+    pub dropped_oldest: Counter,
     /// Pings sent to see whether a peer is there.
     pub pings_sent: Counter,
     /// Pongs received.

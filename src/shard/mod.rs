@@ -18,6 +18,7 @@
 //! | `input`         | completions and received bytes: handshakes, messages, commands     |
 //! | `output`        | sends, short sends, and the end of connections                     |
 //! | `fanout`        | rooms: join, leave, publish, mailboxes, sweeps                     |
+//! | `slow`          | members that do not keep up: skipping, telling, disconnecting      |
 //! | [`deadlines`]   | what must have happened by when                                    |
 //! | `heartbeat`     | pings, and the end of peers that have vanished                     |
 //! | [`message`]     | what shards and the control thread say to each other               |
@@ -36,6 +37,7 @@ pub mod message;
 pub mod metrics;
 mod output;
 pub mod publisher;
+mod slow;
 pub mod thread;
 
 use std::collections::VecDeque;
@@ -270,7 +272,7 @@ impl<I: Io> Shard<I> {
             pong_timeout: heartbeats.pong_timeout,
             connections: Slab::new(),
             rooms: RoomTable::default(),
-            home: HomeTable::new(limits.rooms_max, limits.high_water_mark),
+            home: HomeTable::new(limits.rooms_max, limits.policies.default.high_water_mark),
             segments: SegmentPool::new(),
             budget: PartialBudget::new(limits.partial_bytes_max),
             tick: 0,

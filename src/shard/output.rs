@@ -48,7 +48,7 @@ pub(super) enum Reason {
     Refused(HandshakeError),
     /// An HTTP answer was given that was all there was to do.
     Answered,
-    /// It fell further behind than the high-water mark.
+    /// It fell further behind than its room allows.
     SlowConsumer,
     /// It took nothing of what it was owed for `send_timeout`.
     SendTimeout,
@@ -189,13 +189,23 @@ impl<I: Io> Shard<I> {
         let Some((room_key, index)) = self.room_behind(key) else {
             return self.caught_up(key);
         };
+        let now = self.io.now();
+        if self.rooms.get(room_key).is_some_and(|room| room.is_too_slow(index, now)) {
+            return self.close_slow(key);
+        }
+        self.skip(key, room_key, index);
+        if self.connections.get(key).is_some_and(Connection::owes) {
+            // What it is told comes first.
+            return;
+        }
         let Some(room) = self.rooms.get_mut(room_key) else {
             return;
         };
         let cursor = room.member(index).cursor;
         let Some((bytes, from)) = room.log.at(cursor).map(|(bytes, from)| (bytes.clone(), from))
         else {
-            return;
+            // All that it waited for was too old.
+            return self.queue(key);
         };
         room.set_cursor(index, cursor + (bytes.len() - from) as u64);
         self.send(key, &bytes, from, Source::Room { room: room_key, cursor });
@@ -203,13 +213,13 @@ impl<I: Io> Shard<I> {
         self.queue(key);
     }
 
-    /// It is at the head of all its rooms: their logs need not wait for it any more.
+    /// It is where the others are in all its rooms: sweeps serve it again.
     fn caught_up(&mut self, key: Key) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         connection.behind = false;
-        for room_key in connection.memberships.iter().map(|(room, _)| room).collect::<Vec<_>>() {
+        for (room_key, index) in connection.memberships.iter().collect::<Vec<_>>() {
             if let Some(room) = self.rooms.get_mut(room_key) {
-                room.settle();
+                room.catch_up(index);
             }
             self.activate(room_key);
         }
@@ -217,9 +227,10 @@ impl<I: Io> Shard<I> {
 
     fn room_behind(&self, key: Key) -> Option<(Key, u32)> {
         let connection = self.connections.get(key)?;
-        connection.memberships.iter().find(|&(room, index)| {
-            self.rooms.get(room).is_some_and(|room| room.member(index).cursor < room.log.head())
-        })
+        connection
+            .memberships
+            .iter()
+            .find(|&(room, index)| self.rooms.get(room).is_some_and(|room| room.is_behind(index)))
     }
 
     /// A send took only `taken` bytes, or failed.
@@ -247,8 +258,7 @@ impl<I: Io> Shard<I> {
                 let index = index.expect("nobody leaves a room before its sends are resolved");
                 let room = self.rooms.get_mut(room).expect("a room with a member exists");
                 let (next, rest) = room.log.split(cursor, taken);
-                room.set_cursor(index, next);
-                room.sweep.rewind(next);
+                room.fall_behind(index, next);
                 if !rest.is_empty() {
                     let rest = if rest.len() <= REST_COPIED_MAX {
                         Bytes::copy_from_slice(&rest)
@@ -338,8 +348,10 @@ impl<I: Io> Shard<I> {
         self.resume(key);
     }
 
-    /// Puts what a member has not been sent yet of its room's log into its outbox.
+    /// Puts what a member has not been sent yet of its room's log into its outbox, as far as that
+    /// is kept for it.
     pub(super) fn owe_room(&mut self, key: Key, room: Key, index: u32) {
+        self.skip(key, room, index);
         let Some(room) = self.rooms.get_mut(room) else {
             return;
         };

@@ -235,6 +235,8 @@ impl Shards {
             sends = total(|m| m.sends.value()),
             sends_short = total(|m| m.sends_short.value()),
             slow_consumers = total(|m| m.slow_consumers.value()),
+            skipped_to_newest = total(|m| m.skipped_to_newest.value()),
+            dropped_oldest = total(|m| m.dropped_oldest.value()),
             pings_sent = total(|m| m.pings_sent.value()),
             pongs = total(|m| m.pongs.value()),
             pong_timeouts = total(|m| m.pong_timeouts.value()),

@@ -14,7 +14,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("config", &[]),
     ("logging", &["config"]),
     ("io", &["id"]),
-    ("room", &["protocol", "id", "slab"]),
+    ("room", &["protocol", "config", "id", "slab"]),
     ("dialect", &["protocol", "config"]),
     ("shard", &["room", "dialect", "protocol", "io", "config", "id", "slab"]),
     ("check", &["io", "config"]),

@@ -126,6 +126,18 @@ fn errors_of_flags_and_variables_name_key_value_range_and_origin() {
          accepted: IP:PORT (flag --listen)",
     );
     check(
+        &["--room-policy=a=drop-oldest/1MiB", "--room-policy=b=drop/1MiB"],
+        &[],
+        "room_policy = \"b=drop/1MiB\" names no policy behind the =: give disconnect, \
+         skip-to-newest or drop-oldest; accepted: PATTERN=POLICY/MARK[/AGE]|off (flag --room-policy)",
+    );
+    check(
+        &[],
+        &[("FANWIRE_ROOM_POLICY", "a=drop-oldest/1MiB,b=drop-oldest/1KiB")],
+        "room_policy = \"b=drop-oldest/1KiB\" has no high-water mark behind the policy: give a size \
+         of 64KiB..1GiB; accepted: PATTERN=POLICY/MARK[/AGE]|off (variable FANWIRE_ROOM_POLICY)",
+    );
+    check(
         &[],
         &[("FANWIRE_LOG_LEVEL", "loud")],
         "log_level = \"loud\" is not one of the accepted words; accepted: \
@@ -174,6 +186,11 @@ fn errors_of_the_file_name_the_line() {
         "listen = \"x\" is not an address with a port such as 127.0.0.1:8080 or [::1]:8080; \
          accepted: IP:PORT (FILE line 1)",
     );
+    check(
+        "room_policy = [\"a=drop-oldest/1MiB\",\n  \"b=drop-oldest/1MiB/9h\"]",
+        "room_policy = \"b=drop-oldest/1MiB/9h\" has no age behind the high-water mark: give a \
+         duration of 100ms..1h, or none; accepted: PATTERN=POLICY/MARK[/AGE]|off (FILE line 1)",
+    );
     check("echo = true\necho = true", "FILE line 2: not TOML: duplicate key");
 }
 
@@ -201,7 +218,8 @@ fn a_value_that_is_not_utf8_is_an_error() {
 fn the_printed_configuration_gives_itself() {
     let flags = "--listen 127.0.0.1:1 --listen [::1]:2 --admin off --echo --shards 7 --cpus 3,0-1 \
                  --connections-max 123456 --handshake-timeout 1500ms --drain-timeout 1m30s \
-                 --high-water-mark 3000000 --target-bytes-max 1000 --log-format json";
+                 --high-water-mark 3000000 --target-bytes-max 1000 --log-format json \
+                 --room-policy ticker:*=skip-to-newest/256KiB/1m30s,a=b=drop-oldest/1MiB";
     for flags in ["", flags] {
         let printed = load(&flags.split_whitespace().collect::<Vec<_>>(), &[]).unwrap();
         let file = file(&printed.to_toml());

@@ -4,8 +4,13 @@
 //! unique in the world. All members of a room must agree on what follows what: so a publish has
 //! one predecessor and one successor, the same for everybody, and in a native room one offset. A
 //! chain ends when its room does; a new room of the same name begins another one.
+//!
+//! In a room whose policy lets slow consumers skip messages, a native member may miss those that it
+//! is told of, no other. A raw member is not told: there, order is all that members must agree on.
 
 use std::collections::{BTreeMap, BTreeSet};
+
+use crate::config::SlowConsumer;
 
 /// A room: its name space and its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,23 +45,42 @@ pub(super) struct Session {
     room: Room,
     /// The offset of the next delivery; native rooms only.
     expected: Option<u64>,
+    /// The last delivery, if nothing was skipped since.
     last: Option<usize>,
+    /// Offsets that it was told it misses.
+    told: BTreeSet<u64>,
     seen: BTreeSet<usize>,
     /// Sequence number of the last publish of each publisher.
     sequences: BTreeMap<usize, u64>,
     /// It is a member still, and reads.
     active: bool,
+    /// It did not see its end: what it missed then, nobody knows.
+    cut: bool,
 }
 
 /// See the module documentation.
 #[derive(Debug, Default)]
 pub(super) struct Checker {
+    /// By the number of the room.
+    policies: Vec<SlowConsumer>,
     pub(super) publishes: Vec<Publish>,
     sessions: Vec<Session>,
     pub(super) delivered: u64,
+    /// Messages that native members were told they miss.
+    pub(super) told: u64,
+    /// In rooms where raw members may miss some: what came before what.
+    order: BTreeSet<(usize, usize)>,
 }
 
 impl Checker {
+    pub(super) fn new(policies: Vec<SlowConsumer>) -> Self {
+        Self { policies, ..Self::default() }
+    }
+
+    fn skips(&self, room: Room) -> bool {
+        self.policies[room.number] != SlowConsumer::Disconnect
+    }
+
     /// A peer hands a message in; returns its id.
     pub(super) fn publish(&mut self, room: Room, publisher: usize, sequence: u64) -> usize {
         self.publishes.push(Publish {
@@ -81,21 +105,42 @@ impl Checker {
             room,
             expected: offset.map(|offset| offset + 1),
             last: None,
+            told: BTreeSet::new(),
             seen: BTreeSet::new(),
             sequences: BTreeMap::new(),
             active: true,
+            cut: false,
         });
         self.sessions.len() - 1
     }
 
-    /// The peer left, or is about to end: what it misses from now on does not count.
+    /// The peer leaves: what it is not delivered from now on does not count.
     pub(super) fn end(&mut self, session: usize) {
         self.sessions[session].active = false;
+    }
+
+    /// The peer ends, or is about to: nor is it told any more what it misses.
+    pub(super) fn cut(&mut self, session: usize) {
+        self.end(session);
+        self.sessions[session].cut = true;
+    }
+
+    /// The server says that the member does not get these offsets.
+    pub(super) fn skip(&mut self, session: usize, from: u64, to: u64) {
+        let session = &mut self.sessions[session];
+        assert_ne!(self.policies[session.room.number], SlowConsumer::Disconnect, "nothing skips");
+        assert_eq!(session.expected, Some(from), "{from} to {to}: a gap or a repetition");
+        assert!(to >= from, "{from} to {to} is nothing");
+        session.expected = Some(to + 1);
+        session.last = None;
+        session.told.extend(from..=to);
+        self.told += to - from + 1;
     }
 
     pub(super) fn deliver(&mut self, session: usize, id: usize, offset: Option<u64>) {
         self.delivered += 1;
         let number = session;
+        let skips = self.skips(self.sessions[session].room);
         let session = &mut self.sessions[session];
         let publish = self.publishes.get_mut(id).expect("delivers what nobody published");
         assert_eq!(publish.room, session.room, "publish {id} comes to the wrong room");
@@ -110,7 +155,12 @@ impl Checker {
         let last = session.sequences.insert(publish.publisher, publish.sequence);
         if let Some(last) = last {
             let publisher = publish.publisher;
-            assert_eq!(publish.sequence, last + 1, "publisher {publisher}: a gap or a repetition");
+            let follows = publish.sequence == last + 1 || (skips && publish.sequence > last);
+            assert!(follows, "publisher {publisher}: a gap or a repetition");
+        }
+        if skips && publish.room.raw {
+            self.order.extend(session.last.replace(id).map(|before| (before, id)));
+            return;
         }
         if let Some(before) = session.last.replace(id) {
             let agreed = *publish.before.get_or_insert(before);
@@ -134,24 +184,82 @@ impl Checker {
         self.publishes[id].acknowledged = true;
     }
 
-    /// All is quiet: every member must have everything that was published since it joined.
-    /// `intact` says which publishers are connected and have got everything through.
+    /// All is quiet: every member must have everything that was published since it joined, or know
+    /// what it misses. `intact` says which publishers are connected and got everything through.
     pub(super) fn check_complete(&self, intact: impl Fn(usize) -> bool) {
         for (number, session) in self.sessions.iter().enumerate().filter(|(_, s)| s.active) {
             if let Some(last) = session.last {
                 let after = self.publishes[last].after;
                 assert_eq!(after, None, "session {number} was left behind publish {last}");
             }
+            let room = session.room;
+            let others = self.sessions.iter().filter(|other| other.active && other.room == room);
+            let furthest = others.clone().map(|other| other.expected).max().flatten();
+            assert_eq!(session.expected, furthest, "session {number} was left behind others");
+            if room.raw && self.policies[room.number] == SlowConsumer::SkipToNewest {
+                let last = others
+                    .filter_map(|other| other.last)
+                    .all(|last| session.last.is_none_or(|own| own == last));
+                assert!(last, "session {number} has not got the newest");
+            }
             for (id, publish) in self.publishes.iter().enumerate() {
                 let owed = publish.room == session.room
                     && publish.at > number
                     && (publish.acknowledged || intact(publish.publisher));
+                let told = self.skips(room)
+                    && publish
+                        .offset
+                        .is_none_or(|offset| room.raw || session.told.contains(&offset));
                 assert!(
-                    !owed || session.seen.contains(&id),
+                    !owed || told || session.seen.contains(&id),
                     "publish {id} of {} never came to session {number}",
                     publish.publisher
                 );
             }
         }
+        self.check_order();
+    }
+
+    /// Raw members that skip messages must agree on an order: what comes before what has no circle.
+    fn check_order(&self) {
+        let mut order = self.order.clone();
+        loop {
+            let behind: BTreeSet<usize> = order.iter().map(|&(_, after)| after).collect();
+            let edges = order.len();
+            // Takes out what nothing comes before.
+            order.retain(|(before, _)| behind.contains(before));
+            if order.len() == edges {
+                break;
+            }
+        }
+        assert!(order.is_empty(), "members disagree on the order of {order:?}");
+    }
+
+    /// All is quiet: the server has counted as skipped what members have missed. Returns whether
+    /// that is known of all of them, and something was.
+    ///
+    /// Of what was published while a raw member joined nobody knows whether it came before, and of
+    /// what somebody published who is gone, whether it came at all.
+    pub(super) fn check_skipped(&self, counted: u64, intact: impl Fn(usize) -> bool) -> bool {
+        let (mut missed, mut perhaps) = (self.told, 0);
+        for (number, session) in self.sessions.iter().enumerate() {
+            if session.active && session.room.raw && self.skips(session.room) {
+                let all = self.publishes.iter().enumerate();
+                let lost = all.filter(|(id, publish)| {
+                    publish.room == session.room && !session.seen.contains(id)
+                });
+                let (surely, others): (Vec<_>, Vec<_>) =
+                    lost.partition(|(_, publish)| publish.at > number && intact(publish.publisher));
+                missed += surely.len() as u64;
+                perhaps += others.len() as u64;
+            }
+        }
+        let known = self.sessions.iter().all(|session| !session.cut);
+        assert!(counted >= self.told, "{counted} are counted, {} were told", self.told);
+        assert!(
+            !known || (missed..=missed + perhaps).contains(&counted),
+            "{counted} are counted, {missed} and perhaps {perhaps} more are missed"
+        );
+        known && counted > 0
     }
 }

@@ -121,6 +121,8 @@ struct Message<'m> {
     room_id: Option<String>,
     sender: Option<String>,
     offset: Option<u64>,
+    from: Option<u64>,
+    to: Option<u64>,
     #[serde(borrow)]
     content: Option<&'m RawValue>,
     id: Option<Value>,
@@ -366,7 +368,7 @@ impl Peer {
                 let session = check.join(Room { raw: true, number: room }, None);
                 self.raw_session = Some(session);
                 if self.departing {
-                    check.end(session);
+                    check.cut(session);
                 }
             }
         }
@@ -442,6 +444,12 @@ impl Peer {
                 let publish = self.acks.remove(&id.expect("acks have an id"));
                 check.acknowledge(publish.expect("acks something else"), offset);
             }
+            ("skipped", Some(room), None) => {
+                assert!(!self.eager, "peer {} reads at once, and misses something", self.number);
+                let session = self.seats.get(&room).and_then(|seat| seat.session);
+                let session = session.expect("skips for one who is no member");
+                check.skip(session, message.from.expect("from"), message.to.expect("to"));
+            }
             ("joined", Some(room), Some(offset)) => match self.owed.pop_front() {
                 Some(Owed::Joined { room: owed, id: owed_id }) => {
                     assert_eq!((room, id), (owed, owed_id));
@@ -449,7 +457,9 @@ impl Peer {
                     if seat.session.is_none() {
                         let session = check.join(Room { raw: false, number: room }, Some(offset));
                         seat.session = Some(session);
-                        if !seat.wanted || self.departing {
+                        if self.departing {
+                            check.cut(session);
+                        } else if !seat.wanted {
                             check.end(session);
                         }
                     }
@@ -494,7 +504,9 @@ impl Peer {
         let fair = match code {
             _ if answers => true,
             Some(1001) => plan.draining,
-            Some(1013) if reason.starts_with("slow") => !self.eager && !plan.roomy,
+            Some(1013) if reason.starts_with("slow") => {
+                !self.eager && !plan.roomy && plan.disconnects()
+            }
             Some(1013) => plan.partial_scarce,
             _ => false,
         };
@@ -559,7 +571,7 @@ impl Peer {
     /// What it is not delivered from now on does not count.
     fn is_over(&mut self, check: &mut Checker) {
         let sessions = self.seats.values().filter_map(|seat| seat.session);
-        sessions.chain(self.raw_session).for_each(|session| check.end(session));
+        sessions.chain(self.raw_session).for_each(|session| check.cut(session));
     }
 
     /// Ends the connection in some way, as soon as there is one.

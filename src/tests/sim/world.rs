@@ -13,13 +13,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::RngExt;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 
 use super::backend::Backend;
 use super::check::Checker;
 use super::net::{Net, SimIo};
-use super::peer::{Departure, Peer, pick};
-use crate::config::{Heartbeats, Limits};
+use super::peer::{Departure, Peer, ROOM_NAMES, pick};
+use crate::config::{Heartbeats, Limits, Policies, Policy, RoomRule, SlowConsumer};
 use crate::id::HomeHasher;
 use crate::room::segment::SEGMENT_BYTES;
 use crate::shard::message::Control;
@@ -57,6 +58,8 @@ pub(super) struct Plan {
     pub(super) partial_scarce: bool,
     /// Vanished peers are looked for; some vanish.
     pub(super) heartbeats: Option<Heartbeats>,
+    /// Rooms whose slow consumers have a policy of their own.
+    rules: Vec<RoomRule>,
     drains: bool,
     /// The drain has begun.
     pub(super) draining: bool,
@@ -71,6 +74,12 @@ pub(super) struct Outcome {
     pub(super) steps: u64,
     pub(super) delivered: u64,
     pub(super) slow_consumers: u64,
+    /// Messages that members did not get, per policy, and those that members were told of.
+    pub(super) skipped_to_newest: u64,
+    pub(super) dropped_oldest: u64,
+    pub(super) told: u64,
+    /// All that was skipped is accounted for, one by one.
+    pub(super) accounted: bool,
     pub(super) sends_short: u64,
     pub(super) drained: bool,
     pub(super) pings: u64,
@@ -98,6 +107,8 @@ struct World {
     ticks: u64,
     /// Nobody starts anything new.
     calm: bool,
+    /// All that was skipped is accounted for, one by one.
+    accounted: bool,
 }
 
 /// Builds the world of `seed`, runs it to its end and checks it all along.
@@ -119,6 +130,10 @@ pub(super) fn run(seed: u64, drain: Option<bool>, print: bool) -> Outcome {
         steps: world.steps,
         delivered: world.check.delivered,
         slow_consumers: total(|metrics| metrics.slow_consumers.value()),
+        skipped_to_newest: total(|metrics| metrics.skipped_to_newest.value()),
+        dropped_oldest: total(|metrics| metrics.dropped_oldest.value()),
+        told: world.check.told,
+        accounted: world.accounted,
         sends_short: total(|metrics| metrics.sends_short.value()),
         drained: world.plan.drains,
         pings: total(|metrics| metrics.pings_sent.value()),
@@ -133,7 +148,6 @@ impl World {
     fn new(seed: u64, drain: Option<bool>, print: bool) -> Self {
         let mut net = Net::new(seed, print);
         let mut plan = Plan::new(&mut net);
-        plan.drains = drain.unwrap_or(plan.drains);
         // By the number, so that the other seeds make what they made before there were heartbeats.
         if seed.is_multiple_of(4) {
             plan.heartbeats = Some(Heartbeats {
@@ -141,6 +155,11 @@ impl World {
                 pong_timeout: Duration::from_millis(pick(&mut net, &[100, 600, 1000])),
             });
         }
+        // By the number, and from randomness of their own, for the same reason.
+        if matches!(seed % 5, 2 | 4) && !plan.roomy {
+            plan.draw_rules(&mut StdRng::seed_from_u64(!seed));
+        }
+        plan.drains = drain.unwrap_or(plan.drains);
         let limits = Arc::new(plan.limits(&mut net));
         plan.set_faults(&mut net, &limits);
         if print {
@@ -168,17 +187,20 @@ impl World {
             stalled_until: vec![Duration::ZERO; plan.shards],
             net,
             plan,
-            limits,
             shards,
             metrics,
             controls,
             peers: Vec::new(),
             // By the number, as with heartbeats.
             backend: (seed % 8 >= 6).then(|| Backend::new(publisher)),
-            check: Checker::default(),
+            check: Checker::new(
+                ROOM_NAMES.iter().map(|name| limits.policies.of(name).slow_consumer).collect(),
+            ),
+            limits,
             steps: 0,
             ticks: 0,
             calm: false,
+            accounted: false,
         }
     }
 
@@ -221,9 +243,12 @@ impl World {
         assert!(self.ticks < ticks_max, "{} ticks although nothing moved", self.ticks);
         self.peers.iter().for_each(Peer::check_quiet);
         let peers = &self.peers;
-        self.check.check_complete(|peer| peers.get(peer).is_some_and(Peer::is_intact));
+        let intact = |peer: usize| peers.get(peer).is_some_and(Peer::is_intact);
+        self.check.check_complete(intact);
         let left = self.backend.as_ref().map_or(0, |backend| backend.left);
         assert_eq!(left, 0, "publishes from outside without an answer");
+        let skipped = self.total(|m| m.skipped_to_newest.value() + m.dropped_oldest.value());
+        self.accounted = self.check.check_skipped(skipped, intact);
         for (shard, running) in self.shards.iter().enumerate() {
             let net = self.net.borrow();
             let places = net.faults.descriptors_max > net.sockets(shard);
@@ -404,7 +429,7 @@ impl World {
             self.net.borrow_mut().end_shard(shard);
         } else if self.steps.is_multiple_of(16) && !self.plan.roomy {
             // What the slowest member may be behind, and what comes in before it is closed.
-            let bytes_max = 2 * self.limits.high_water_mark + 2 * SEGMENT_BYTES as u64;
+            let bytes_max = 2 * self.plan.mark_max(&self.limits) + 2 * SEGMENT_BYTES as u64;
             let bytes = running.residue().log_bytes_max;
             assert!(bytes <= bytes_max, "a log of {bytes} bytes on shard {shard}");
         }
@@ -458,14 +483,57 @@ impl Plan {
             rooms_scarce: net.chance(0.2),
             partial_scarce: net.chance(0.15),
             heartbeats: None,
+            rules: Vec::new(),
             drains: net.chance(0.2),
             draining: false,
             ended: false,
         }
     }
 
+    /// What a member that takes a largest message may be behind by when the next one comes.
+    fn mark_min(&self) -> u64 {
+        2 * self.message_max as u64 + 600
+    }
+
+    /// The largest mark of any room.
+    fn mark_max(&self, limits: &Limits) -> u64 {
+        ROOM_NAMES.iter().map(|name| limits.policies.of(name).high_water_mark).max().unwrap_or(0)
+    }
+
+    /// A rule for most of the rooms. In some worlds nobody goes, so that all that is skipped can be
+    /// accounted for.
+    fn draw_rules(&mut self, rng: &mut StdRng) {
+        if rng.random_bool(0.3) {
+            (self.churn, self.long_stalls, self.drains) = (0.0, 0.0, false);
+        }
+        for name in ROOM_NAMES {
+            let slow_consumer = match rng.random_range(0..7) {
+                0 => continue,
+                1 => SlowConsumer::Disconnect,
+                2..5 => SlowConsumer::SkipToNewest,
+                _ => SlowConsumer::DropOldest,
+            };
+            let skips = slow_consumer != SlowConsumer::Disconnect;
+            // Also less than a message: the newest is kept.
+            let least = if skips && rng.random_bool(0.5) { 200 } else { self.mark_min() };
+            let policy = Policy {
+                slow_consumer,
+                high_water_mark: least * [1, 4, 16][rng.random_range(0..3)],
+                age_max: [None, None, Some(20), Some(300)][rng.random_range(0..4)]
+                    .map(Duration::from_millis),
+            };
+            self.rules.push(RoomRule::new(name, policy));
+        }
+    }
+
+    /// Whether slow consumers are disconnected in some room.
+    pub(super) fn disconnects(&self) -> bool {
+        let skips = |rule: &RoomRule| rule.policy.slow_consumer != SlowConsumer::Disconnect;
+        self.rules.iter().filter(|rule| skips(rule)).count() < ROOM_NAMES.len()
+    }
+
     fn limits(&self, net: &mut Net) -> Limits {
-        let high_water_mark = 2 * self.message_max as u64 + 600;
+        let high_water_mark = self.mark_min();
         let scarce = |scarce: bool, few: usize| if scarce { few } else { 1_000_000 };
         Limits {
             handshake_timeout: self.handshake_timeout,
@@ -486,10 +554,17 @@ impl Plan {
             rooms_max: scarce(self.rooms_scarce, 2),
             room_id_bytes_max: 64,
             user_id_bytes_max: 64,
-            high_water_mark: if self.roomy {
-                1 << 40
-            } else {
-                high_water_mark * pick(net, &[1, 4, 16])
+            policies: Policies {
+                rules: self.rules.clone(),
+                default: Policy {
+                    slow_consumer: SlowConsumer::Disconnect,
+                    high_water_mark: if self.roomy {
+                        1 << 40
+                    } else {
+                        high_water_mark * pick(net, &[1, 4, 16])
+                    },
+                    age_max: None,
+                },
             },
             mailbox_len_max: pick(net, &[1, 2, 4, 16]),
             publish_bytes_max: 1 << 20,

@@ -1,0 +1,73 @@
+//! Slow consumers: what becomes of members that are further behind than their room allows.
+//!
+//! A sweep notices, and does nothing but remember it: that costs it no look at the connection. A
+//! member that skips messages skips them at the moment when it can be sent something again, so that
+//! it goes on with what is best then, and what it missed is one range however long it was away. A
+//! member whose room disconnects slow consumers goes when a sweep notices it, or when it comes back
+//! too late.
+
+use std::ops::Range;
+
+use super::Shard;
+use super::output::Reason;
+use crate::config::SlowConsumer;
+use crate::dialect::Endpoint;
+use crate::dialect::native;
+use crate::io::Io;
+use crate::protocol::CloseCode;
+use crate::slab::Key;
+
+impl<I: Io> Shard<I> {
+    /// Closes the connections that sweeps found too slow.
+    pub(super) fn close_too_slow(&mut self, slots: Vec<u32>) {
+        for slot in slots {
+            // It may be too slow in several rooms; one close is all it gets. One that has just been
+            // sent something is catching up, and will find out by itself.
+            if let Some(key) = self.connections.key_at(slot)
+                && let Some(connection) = self.connections.get(key)
+                && connection.is_open()
+                && connection.sent_tick != self.tick
+            {
+                self.close_slow(key);
+            }
+        }
+    }
+
+    /// Closes a connection that is too slow for one of its rooms.
+    pub(super) fn close_slow(&mut self, key: Key) {
+        self.metrics.slow_consumers.add(1);
+        let words = "slow consumer: further behind than its room allows";
+        self.close(key, CloseCode::TRY_AGAIN_LATER, words, Reason::SlowConsumer);
+    }
+
+    /// Lets the member skip what its room does not keep for it, if that is anything, and tells it
+    /// so if its dialect has words for it: before the next message of that room.
+    pub(super) fn skip(&mut self, key: Key, room_key: Key, index: u32) {
+        let skipped = self.count_skipped(room_key, index);
+        if skipped.is_empty() {
+            return;
+        }
+        if self.connections.get(key).is_some_and(|it| it.endpoint == Endpoint::Native)
+            && let Some(room) = self.rooms.get(room_key)
+        {
+            let name = room.name.name.clone();
+            self.reply_native(|out| native::skipped(&name, skipped.start, skipped.end - 1, out));
+            self.queue_replies(key);
+        }
+    }
+
+    /// Lets the member skip and counts what it is not sent; for one that ends, too. Returns the
+    /// offsets.
+    pub(super) fn count_skipped(&mut self, room_key: Key, index: u32) -> Range<u64> {
+        let now = self.io.now();
+        let Some(room) = self.rooms.get_mut(room_key) else { return 0..0 };
+        let skipped = room.skip(index, now);
+        let count = skipped.end - skipped.start;
+        match room.policy.slow_consumer {
+            SlowConsumer::Disconnect => {}
+            SlowConsumer::SkipToNewest => self.metrics.skipped_to_newest.add(count),
+            SlowConsumer::DropOldest => self.metrics.dropped_oldest.add(count),
+        }
+        skipped
+    }
+}
