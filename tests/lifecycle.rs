@@ -17,7 +17,7 @@ use support::{
 };
 
 /// Every key of the configuration.
-const KEYS: [&str; 30] = [
+const KEYS: [&str; 31] = [
     "listen",
     "admin",
     "shards",
@@ -45,6 +45,7 @@ const KEYS: [&str; 30] = [
     "room_id_bytes_max",
     "user_id_bytes_max",
     "high_water_mark",
+    "room_policy",
     "mailbox_len_max",
     "publish_queue_len_max",
     "publish_bytes_max",
@@ -299,6 +300,16 @@ fn refusals() -> Vec<Refusal> {
         flags(&["--high-water-mark", "1KiB"], &["high_water_mark", "64"]),
         flags(&["--high-water-mark", "1MiB"], &["high_water_mark", "message_bytes_max"]),
         flags(&["--ws-message-bytes-max", "4MiB"], &["high_water_mark", "ws_message_bytes_max"]),
+        flags(&["--room-policy", "lobby"], &["room_policy", "lobby", "drop-oldest/1MiB"]),
+        flags(&["--room-policy", "a=drop/1MiB"], &["room_policy", "skip-to-newest", "disconnect"]),
+        flags(&["--room-policy", "a=drop-oldest/1KiB"], &["room_policy", "64KiB", "1GiB"]),
+        flags(&["--room-policy", "a=drop-oldest/1MiB/2h"], &["room_policy", "100ms", "1h"]),
+        flags(&["--room-policy", "=drop-oldest/1MiB"], &["room_policy", "pattern"]),
+        flags(&["--room-policy", "a=disconnect/1MiB"], &["room_policy", "ws_message_bytes_max"]),
+        flags(
+            &["--room-policy", "*=drop-oldest/1MiB", "--room-policy", "a=drop-oldest/2MiB"],
+            &["room_policy", "a=drop-oldest/2MiB", "*=drop-oldest/1MiB", "first"],
+        ),
         flags(&["--mailbox-len-max", "8"], &["mailbox_len_max", "16", "65536"]),
         flags(&["--connections-max", "0"], &["connections_max", "1"]),
         flags(&["--log-format", "xml"], &["log_format", "text", "json"]),
@@ -307,6 +318,7 @@ fn refusals() -> Vec<Refusal> {
         environment("FANWIRE_SHARDS", "0", &["1", "1024"]),
         environment("FANWIRE_HANDSHAKE_TIMEOUT", "1ms", &["100ms", "1m"]),
         environment("FANWIRE_LISTEN", "127.0.0.1:80,here", &["here"]),
+        environment("FANWIRE_ROOM_POLICY", "a=drop-oldest/1MiB,b", &["FANWIRE_ROOM_POLICY"]),
         environment("FANWIRE_ECHO", "perhaps", &["true", "false"]),
         file("shardz = 4", &["shardz"]),
         file("[shards]\nmax = 4", &["shards"]),
@@ -314,6 +326,8 @@ fn refusals() -> Vec<Refusal> {
         file("shards = \"many\"", &["shards"]),
         file("listen = \"nowhere\"", &["listen"]),
         file("listen = []", &["listen"]),
+        file("room_policy = [\"a=drop-oldest\"]", &["room_policy", "line 1"]),
+        file("[room_policy]\na = \"drop-oldest/1MiB\"", &["room_policy", "list of strings"]),
         file("close_timeout = \"1ms\"", &["close_timeout", "100ms", "1m"]),
         file("ws_message_bytes_max = \"1 GiB\"", &["ws_message_bytes_max", "64"]),
         file("echo = \"yes\"", &["echo"]),

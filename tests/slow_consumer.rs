@@ -1,0 +1,328 @@
+//! Slow consumers: what each policy makes of a member that does not read while others do.
+//!
+//! The member stops reading before more is published than both sockets and the room keep; only when
+//! all of it is out does it read again. So what it gets first is what the sockets held, and what
+//! comes then depends on the policy alone, not on the time that anything took.
+
+pub mod support;
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpStream},
+    thread::sleep,
+    time::Duration,
+};
+
+use serde_json::Value;
+use socket2::{Domain, Socket, Type};
+use support::{PATIENCE, Server, Wire, frame, upgrade_request};
+
+/// Bytes of the padding in each message.
+const PADDING: usize = 60_000;
+
+/// What a socket of the slow reader takes in before it reads.
+const RECEIVE_BUFFER: usize = 256 * 1024;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dialect {
+    Native,
+    Raw,
+}
+
+/// One thing that a member sees.
+#[derive(Debug, PartialEq, Eq)]
+enum Seen {
+    /// A message, by its number and its length on the wire.
+    Message(u64, u64),
+    Skipped(u64, u64),
+    Close(u16, String),
+}
+
+/// A member of `room`.
+struct Member {
+    wire: Wire,
+    dialect: Dialect,
+    room: &'static str,
+}
+
+impl Member {
+    fn join(address: SocketAddr, dialect: Dialect, room: &'static str) -> Member {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        // Set, it stays as it is: the slow reader's must not grow.
+        socket.set_recv_buffer_size(RECEIVE_BUFFER).expect("the option can be set");
+        socket.connect_timeout(&address.into(), PATIENCE).expect("the server listens");
+        let mut wire = Wire::from_stream(TcpStream::from(socket));
+        let path = match dialect {
+            Dialect::Native => "/ws".to_owned(),
+            Dialect::Raw => format!("/raw/{room}"),
+        };
+        wire.send(&upgrade_request(&path));
+        assert_eq!(wire.response().status, 101);
+        if dialect == Dialect::Native {
+            let join = serde_json::json!({"type": "join", "room_id": room});
+            wire.send(&frame(0x81, join.to_string().as_bytes()));
+            let joined: Value = serde_json::from_slice(&wire.expect_frame().payload).expect("JSON");
+            assert_eq!((&joined["type"], &joined["offset"]), (&"joined".into(), &0.into()));
+        }
+        Member { wire, dialect, room }
+    }
+
+    /// Publishes message `number`, counted from 1, and waits until it is here.
+    fn publish(&mut self, number: u64) {
+        let padding = "x".repeat(PADDING);
+        let (first, payload) = match self.dialect {
+            Dialect::Native => {
+                let content = serde_json::json!({"number": number, "padding": padding});
+                let message = serde_json::json!(
+                    {"type": "broadcast", "room_id": self.room, "content": content}
+                );
+                (0x81, message.to_string().into_bytes())
+            }
+            Dialect::Raw => (0x82, [&number.to_be_bytes()[..], padding.as_bytes()].concat()),
+        };
+        self.wire.send(&frame(first, &payload));
+        self.expect(number);
+    }
+
+    fn see(&mut self) -> Seen {
+        let frame = self.wire.expect_frame();
+        let payload = &frame.payload;
+        if frame.opcode == 8 {
+            let reason = String::from_utf8(payload[2..].to_vec()).expect("UTF-8");
+            return Seen::Close(frame.close_code().expect("a code"), reason);
+        }
+        let header_len = if payload.len() > 125 { 4 } else { 2 };
+        let len = header_len + payload.len() as u64;
+        if self.dialect == Dialect::Raw {
+            let number = payload.first_chunk().expect("a number");
+            return Seen::Message(u64::from_be_bytes(*number), len);
+        }
+        let message: Value = serde_json::from_slice(payload).expect("JSON");
+        assert_eq!(message["room_id"], self.room);
+        let field = |name: &str| message[name].as_u64().expect("a number");
+        match message["type"].as_str() {
+            Some("skipped") => Seen::Skipped(field("from"), field("to")),
+            Some("broadcast") => {
+                assert_eq!(message["content"]["number"], message["offset"]);
+                Seen::Message(field("offset"), len)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The next thing must be message `number`.
+    fn expect(&mut self, number: u64) {
+        let seen = self.see();
+        assert!(matches!(seen, Seen::Message(got, _) if got == number), "not {number}: {seen:?}");
+    }
+
+    /// Reads messages 1, 2, 3 .. and returns the number of the last one, and what comes then that
+    /// is not the next.
+    fn read_on(&mut self) -> (u64, Seen) {
+        let mut last = 0;
+        loop {
+            match self.see() {
+                Seen::Message(number, _) if number == last + 1 => last = number,
+                other => return (last, other),
+            }
+        }
+    }
+}
+
+/// How many messages are more than the sockets to one slow reader hold, and `more` bytes.
+fn messages_past(more: usize) -> u64 {
+    let limits = fs::read_to_string("/proc/sys/net/ipv4/tcp_wmem").expect("Linux has it");
+    let largest = limits.split_whitespace().nth(2).and_then(|bytes| bytes.parse().ok());
+    let send_buffer: usize = largest.expect("three numbers");
+    ((send_buffer + 2 * RECEIVE_BUFFER + more) / PADDING + 20) as u64
+}
+
+/// A server with this one rule, and nothing that ends a slow reader but the rule.
+fn server(rule: &str) -> Server {
+    let patient = ["--send-timeout", "10m", "--close-timeout", "1m", "--ping-interval", "off"];
+    Server::start(&[&["--shards", "2", "--room-policy", rule][..], &patient].concat())
+}
+
+/// Ends the server and gives the value of a field of the line that sums up what it did.
+fn counted(mut server: Server, names: [&str; 3]) -> [u64; 3] {
+    server.signal(libc::SIGTERM);
+    assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log());
+    let log = server.log();
+    let summary = log.lines().find(|line| line.contains("drained")).expect("a summary");
+    names.map(|name| {
+        let mut fields = summary.split_whitespace().filter_map(|field| field.split_once('='));
+        let field = fields.find(|(field, _)| *field == name).expect("the field is there");
+        field.1.parse().expect("a number")
+    })
+}
+
+const COUNTERS: [&str; 3] = ["skipped_to_newest", "dropped_oldest", "slow_consumers"];
+
+/// A slow reader, a healthy one, a publisher, and what the healthy one must get: everything.
+struct Scene {
+    slow: Member,
+    healthy: Member,
+    publisher: Member,
+}
+
+impl Scene {
+    fn new(server: &Server, dialect: Dialect) -> Scene {
+        let join = || Member::join(server.address(), dialect, "ticker:eu");
+        Scene { slow: join(), healthy: join(), publisher: join() }
+    }
+
+    fn publish(&mut self, numbers: std::ops::RangeInclusive<u64>) {
+        for number in numbers {
+            self.publisher.publish(number);
+            self.healthy.expect(number);
+        }
+    }
+}
+
+#[test]
+fn skip_to_newest_goes_on_with_the_newest_message() {
+    for dialect in [Dialect::Native, Dialect::Raw] {
+        let server = server("ticker:*=skip-to-newest/256KiB");
+        let count = messages_past(256 * 1024);
+        let mut scene = Scene::new(&server, dialect);
+        scene.publish(1..=count);
+        let (last, mut next) = scene.slow.read_on();
+        assert!(last < count - 1, "the sockets held everything");
+        if dialect == Dialect::Native {
+            assert_eq!(next, Seen::Skipped(last + 1, count - 1));
+            next = scene.slow.see();
+        }
+        assert!(matches!(next, Seen::Message(number, _) if number == count), "{next:?}");
+        scene.publish(count + 1..=count + 3);
+        (count + 1..=count + 3).for_each(|number| scene.slow.expect(number));
+        drop(scene);
+        assert_eq!(counted(server, COUNTERS), [count - 1 - last, 0, 0], "{dialect:?}");
+    }
+}
+
+#[test]
+fn drop_oldest_goes_on_with_the_oldest_message_within_the_mark() {
+    const MARK: u64 = 300_000;
+    for dialect in [Dialect::Native, Dialect::Raw] {
+        let server = server(&format!("ticker:*=drop-oldest/{MARK}"));
+        let count = messages_past(MARK as usize);
+        let mut scene = Scene::new(&server, dialect);
+        scene.publish(1..=count);
+        let (last, mut next) = scene.slow.read_on();
+        let told = match next {
+            Seen::Skipped(from, to) => {
+                next = scene.slow.see();
+                Some((from, to))
+            }
+            _ => None,
+        };
+        let Seen::Message(first, mut bytes) = next else { panic!("{next:?}") };
+        assert!(last + 1 < first && first <= count, "{last}, then {first} of {count}");
+        let expected = (dialect == Dialect::Native).then_some((last + 1, first - 1));
+        assert_eq!(told, expected);
+        // As many as go into the mark, all of the same length.
+        let len = bytes;
+        for number in first + 1..=count {
+            match scene.slow.see() {
+                Seen::Message(got, len) if got == number => bytes += len,
+                other => panic!("not {number}: {other:?}"),
+            }
+        }
+        assert!((MARK - len + 1..=MARK).contains(&bytes), "{bytes} bytes were kept");
+        drop(scene);
+        assert_eq!(counted(server, COUNTERS), [0, first - 1 - last, 0], "{dialect:?}");
+    }
+}
+
+#[test]
+fn disconnect_closes_with_1013_and_a_reason() {
+    for dialect in [Dialect::Native, Dialect::Raw] {
+        let server = server("ticker:*=disconnect/2MiB");
+        let count = messages_past(2 * 1024 * 1024);
+        let mut scene = Scene::new(&server, dialect);
+        scene.publish(1..=count);
+        let (last, next) = scene.slow.read_on();
+        assert!(last < count, "the sockets held everything");
+        let Seen::Close(code, reason) = next else { panic!("{next:?}") };
+        assert_eq!(code, 1013);
+        assert!(reason.starts_with("slow consumer"), "{reason}");
+        drop(scene);
+        assert_eq!(counted(server, COUNTERS), [0, 0, 1], "{dialect:?}");
+    }
+}
+
+#[test]
+fn what_is_older_than_the_age_counts_as_too_far_behind() {
+    const AGE: Duration = Duration::from_secs(1);
+    for (policy, dialect) in [
+        ("skip-to-newest", Dialect::Native),
+        ("skip-to-newest", Dialect::Raw),
+        ("drop-oldest", Dialect::Native),
+        ("disconnect", Dialect::Native),
+        ("disconnect", Dialect::Raw),
+    ] {
+        // No number of bytes is too many.
+        let server = server(&format!("ticker:*={policy}/1GiB/1s"));
+        let count = messages_past(0);
+        let mut scene = Scene::new(&server, dialect);
+        scene.publish(1..=count);
+        // Time is what it is about.
+        sleep(AGE + AGE / 10);
+        let (last, mut next) = scene.slow.read_on();
+        let counters = match policy {
+            "skip-to-newest" => {
+                // The newest is never too old.
+                if dialect == Dialect::Native {
+                    assert_eq!(next, Seen::Skipped(last + 1, count - 1));
+                    next = scene.slow.see();
+                }
+                assert!(matches!(next, Seen::Message(number, _) if number == count), "{next:?}");
+                [count - 1 - last, 0, 0]
+            }
+            "drop-oldest" => {
+                assert_eq!(next, Seen::Skipped(last + 1, count));
+                scene.publish(count + 1..=count + 1);
+                scene.slow.expect(count + 1);
+                [0, count - last, 0]
+            }
+            _ => {
+                assert!(matches!(next, Seen::Close(1013, _)), "{next:?}");
+                [0, 0, 1]
+            }
+        };
+        assert!(last < count - 1, "the sockets held everything");
+        drop(scene);
+        assert_eq!(counted(server, COUNTERS), counters, "{policy} {dialect:?}");
+    }
+}
+
+#[test]
+fn the_first_rule_that_matches_counts_in_both_name_spaces() {
+    let server = server("ticker:eu=skip-to-newest/256KiB,*=disconnect/2MiB");
+    for dialect in [Dialect::Native, Dialect::Raw] {
+        let count = messages_past(2 * 1024 * 1024);
+        let join = |room| Member::join(server.address(), dialect, room);
+        for (room, closes) in [("ticker:eu", false), ("ticker:us", true)] {
+            let (mut slow, mut publisher) = (join(room), join(room));
+            (1..=count).for_each(|number| publisher.publish(number));
+            let (_, next) = slow.read_on();
+            assert_eq!(matches!(next, Seen::Close(1013, _)), closes, "{room}: {next:?}");
+        }
+    }
+    assert_eq!(counted(server, COUNTERS)[2], 2);
+}
+
+#[test]
+fn memory_is_bounded_by_the_mark_whoever_is_slow() {
+    const MIB: u64 = 1024 * 1024;
+    let server = server("ticker:*=drop-oldest/1MiB");
+    let mut scene = Scene::new(&server, Dialect::Raw);
+    // All that is needed in the long run is there already.
+    scene.publish(1..=100);
+    let slow: Vec<Member> =
+        (0..6).map(|_| Member::join(server.address(), Dialect::Raw, "ticker:eu")).collect();
+    let before = server.settled_rss_bytes();
+    scene.publish(101..=101 + 64 * MIB / PADDING as u64);
+    let grown = server.settled_rss_bytes().saturating_sub(before);
+    assert!(grown < 8 * MIB, "{grown} bytes more after 64 MiB, with {} slow members", slow.len());
+}
