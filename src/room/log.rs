@@ -13,9 +13,9 @@
 //! Never: looks into a frame, except at its header to find its end.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use bytes::{BufMut, Bytes};
+use bytes::{BufMut, Bytes, BytesMut};
 
 use super::segment::{SEGMENT_BYTES, SegmentPool};
 use crate::protocol::frame;
@@ -194,30 +194,59 @@ impl RoomLog {
     /// Makes one slice of the small ones that lie from `from` on, as far as a segment goes.
     pub fn coalesce(&mut self, from: u64, segments: &mut SegmentPool) {
         let first = self.slices.partition_point(|slice| slice.start < from);
+        self.merge(first, Duration::MAX, |run, total| {
+            let segment = segments.open(total);
+            run.iter().for_each(|slice| segment.put_slice(&slice.bytes));
+            segments.cut()
+        });
+    }
+
+    /// Copies small slices that have stayed into memory of their own, if there are many: each keeps
+    /// a whole segment alive, of which it may be a hundredth. What is kept for members that are
+    /// behind so takes little more memory than it has bytes.
+    ///
+    /// Frames that are `age_max / 8` apart stay apart, so that ages keep their meaning. Cost: at
+    /// most one segment is copied per [`SMALL_SLICES_MAX`] that were appended.
+    pub fn compact(&mut self, age_max: Option<Duration>) {
+        let segments = self.len() as usize / SEGMENT_BYTES;
+        if self.slices.len() > SMALL_SLICES_MAX + 4 * segments {
+            let span_max = age_max.map_or(Duration::MAX, |age_max| age_max / 8);
+            self.merge(0, span_max, |run, total| {
+                let mut own = BytesMut::with_capacity(total);
+                run.iter().for_each(|slice| own.put_slice(&slice.bytes));
+                own.freeze()
+            });
+        }
+    }
+
+    /// Makes one slice of each run of slices, from the one at `first` on, that came within
+    /// `span_max` and fit into a segment; `copy` copies a run of so many bytes.
+    fn merge(
+        &mut self,
+        first: usize,
+        span_max: Duration,
+        mut copy: impl FnMut(&[Slice], usize) -> Bytes,
+    ) {
         if self.slices.len() - first < 2 {
             return;
         }
         let tail: Vec<Slice> = self.slices.drain(first..).collect();
         let mut rest = tail.as_slice();
-        while let Some(slice) = rest.first() {
+        while let Some(&Slice { start, offset, at, ref bytes }) = rest.first() {
             let mut len = 0;
             let count = rest
                 .iter()
                 .take_while(|slice| {
                     len += slice.bytes.len();
-                    len <= SEGMENT_BYTES
+                    len <= SEGMENT_BYTES && slice.at - at <= span_max
                 })
                 .count();
             let (run, behind) = rest.split_at(count.max(1));
-            let bytes = if let [single] = run {
-                single.bytes.clone()
+            let bytes = if run.len() == 1 {
+                bytes.clone()
             } else {
-                let total = run.iter().map(|slice| slice.bytes.len()).sum();
-                let segment = segments.open(total);
-                run.iter().for_each(|slice| segment.put_slice(&slice.bytes));
-                segments.cut()
+                copy(run, run.iter().map(|slice| slice.bytes.len()).sum())
             };
-            let &Slice { start, offset, at, .. } = slice;
             self.slices.push_back(Slice { start, offset, at, bytes });
             rest = behind;
         }
@@ -234,15 +263,14 @@ impl RoomLog {
     }
 }
 
+/// Slices, beyond those that are large, that are kept without being copied together.
+const SMALL_SLICES_MAX: usize = 16;
+
 /// Places for slices that a quiet room keeps.
 const SLICES_KEPT: usize = 8;
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use bytes::BytesMut;
-
     use super::*;
     use crate::protocol::frame::{Opcode, encode_frame};
 
@@ -307,6 +335,35 @@ mod tests {
         assert_eq!(log.slices.len(), 3);
         assert_eq!(log.slices[1].bytes.as_ptr(), pointer);
     }
+    #[test]
+    fn small_slices_that_stay_are_copied_out_of_their_segments() {
+        for (age_s, spans) in [(None, 1), (Some(16), 250)] {
+            let (mut log, start) = (RoomLog::default(), Instant::now());
+            let (mut whole, mut starts, mut lent) = (Vec::new(), vec![0], Vec::new());
+            for offset in 1..=1000 {
+                starts.push(whole.len() as u64);
+                let frame = frames(&["a", "bb", "ccc"][..1 + offset as usize % 3]);
+                whole.extend_from_slice(&frame);
+                // Each in a segment of its own, as in a room that is quiet among busy ones.
+                let segment = Bytes::from([&frame[..], &[0; SEGMENT_BYTES]].concat());
+                lent.push(segment.clone());
+                let at = start + Duration::from_millis(500) * offset;
+                log.append(segment.slice(..frame.len()), u64::from(offset), at);
+                log.compact(age_s.map(Duration::from_secs));
+            }
+            assert_eq!(log.from(0).collect::<Vec<_>>().concat(), whole);
+            let slices_max = SMALL_SLICES_MAX + spans + 4 * whole.len() / SEGMENT_BYTES;
+            assert!(log.slices.len() <= slices_max, "{} slices", log.slices.len());
+            let pinned = lent.iter().filter(|segment| !segment.is_unique()).count();
+            assert!(pinned <= SMALL_SLICES_MAX + spans, "{pinned} segments are kept");
+            for second in [0, 100, 250, 490].into_iter().filter(|_| age_s.is_some()) {
+                // Within an eighth of the age.
+                let since = log.since(start + Duration::from_secs(second as u64));
+                assert!((starts[2 * second]..=starts[2 * second + 5]).contains(&since));
+            }
+        }
+    }
+
     /// Against the plain list of all frames: where each begins, its offset, when it came.
     #[test]
     fn knows_offsets_and_ages_before_and_after_coalescing() {

@@ -205,8 +205,7 @@ impl<W> Room<W> {
         too_slow: &mut Vec<u32>,
         visit: impl FnMut(&Member, &bytes::Bytes, usize) -> Visit,
     ) -> usize {
-        let disconnects = self.policy.slow_consumer == SlowConsumer::Disconnect;
-        let floor = Floor { position: self.floor(now), too_slow: disconnects.then_some(too_slow) };
+        let floor = Floor { position: self.floor(now), policy: &self.policy, too_slow };
         self.sweep.advance(&mut self.members, &mut self.log, segments, budget, floor, visit)
     }
 

@@ -23,6 +23,7 @@
 use super::log::RoomLog;
 use super::segment::SegmentPool;
 use super::{Member, Members, Standing};
+use crate::config::{Policy, SlowConsumer};
 use bytes::Bytes;
 
 /// What a visited member did.
@@ -42,9 +43,11 @@ pub enum Visit {
 pub struct Floor<'a> {
     /// Position in the log.
     pub position: u64,
-    /// Where the connections of members below it go that are to be disconnected for it; the log is
-    /// kept until they are. `None`: they stay, and are overtaken.
-    pub too_slow: Option<&'a mut Vec<u32>>,
+    /// What sets it.
+    pub policy: &'a Policy,
+    /// Where the connections of members below it go if they are to be disconnected; until they are
+    /// the log is kept for them. Other members below it stay, and are overtaken.
+    pub too_slow: &'a mut Vec<u32>,
 }
 
 impl Floor<'_> {
@@ -53,12 +56,11 @@ impl Floor<'_> {
         if member.standing != Standing::Behind || member.cursor >= self.position {
             return false;
         }
-        match &mut self.too_slow {
-            Some(too_slow) => too_slow.push(member.connection),
-            None => {
-                member.cursor = log.offset_at(member.cursor);
-                member.standing = Standing::Overtaken;
-            }
+        if self.policy.slow_consumer == SlowConsumer::Disconnect {
+            self.too_slow.push(member.connection);
+        } else {
+            member.cursor = log.offset_at(member.cursor);
+            member.standing = Standing::Overtaken;
         }
         true
     }
@@ -114,6 +116,7 @@ impl Sweep {
                 return 0;
             }
             log.coalesce(self.target, segments);
+            log.compact(floor.policy.age_max);
             self.target = log.head();
             self.slowest = log.head();
             self.behind = false;
