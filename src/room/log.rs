@@ -209,7 +209,7 @@ impl RoomLog {
     /// most one segment is copied per [`SMALL_SLICES_MAX`] that were appended.
     pub fn compact(&mut self, age_max: Option<Duration>) {
         let segments = self.len() as usize / SEGMENT_BYTES;
-        if self.slices.len() > SMALL_SLICES_MAX + 4 * segments {
+        if self.slices.len() > SMALL_SLICES_MAX + 2 * segments {
             let span_max = age_max.map_or(Duration::MAX, |age_max| age_max / 8);
             self.merge(0, span_max, |run, total| {
                 let mut own = BytesMut::with_capacity(total);

@@ -28,6 +28,16 @@ pub(super) enum Source {
     Outbox(Bytes),
     /// From a room's log, from this cursor on; the cursor goes back.
     Room { room: Key, cursor: u64 },
+    /// The same behind a notice; what is left of that goes to the front of the outbox.
+    Noticed(Box<Noticed>),
+}
+
+/// What a member is sent when it goes on after it has skipped messages.
+#[derive(Debug)]
+pub(super) struct Noticed {
+    notice: Bytes,
+    room: Key,
+    cursor: u64,
 }
 
 /// Copies longer rests of frames never; shorter ones, so that they do not keep a segment alive.
@@ -88,9 +98,10 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Puts `bytes` behind everything else in the connection's outbox.
+    /// Puts `bytes`, if they are any, behind everything else in the connection's outbox.
     pub(super) fn owe(&mut self, key: Key, bytes: Bytes) {
         if let Some(connection) = self.connections.get_mut(key)
+            && !bytes.is_empty()
             && connection.phase != Phase::Dead
             && !connection.half_closed
         {
@@ -193,11 +204,7 @@ impl<I: Io> Shard<I> {
         if self.rooms.get(room_key).is_some_and(|room| room.is_too_slow(index, now)) {
             return self.close_slow(key);
         }
-        self.skip(key, room_key, index);
-        if self.connections.get(key).is_some_and(Connection::owes) {
-            // What it is told comes first.
-            return;
-        }
+        let notice = self.skip(key, room_key, index);
         let Some(room) = self.rooms.get_mut(room_key) else {
             return;
         };
@@ -205,12 +212,26 @@ impl<I: Io> Shard<I> {
         let Some((bytes, from)) = room.log.at(cursor).map(|(bytes, from)| (bytes.clone(), from))
         else {
             // All that it waited for was too old.
+            self.owe(key, notice);
             return self.queue(key);
         };
         room.set_cursor(index, cursor + (bytes.len() - from) as u64);
-        self.send(key, &bytes, from, Source::Room { room: room_key, cursor });
         self.metrics.sends.add(1);
+        if notice.is_empty() {
+            self.send(key, &bytes, from, Source::Room { room: room_key, cursor });
+        } else {
+            self.send_noticed(key, &bytes[from..], Noticed { notice, room: room_key, cursor });
+        }
         self.queue(key);
+    }
+
+    /// Sends the notice and the messages behind it as one. Apart, a member that goes on with the
+    /// oldest messages could be overtaken again in between, and hear of nothing but notices.
+    fn send_noticed(&mut self, key: Key, messages: &[u8], noticed: Noticed) {
+        let mut bytes = BytesMut::with_capacity(noticed.notice.len() + messages.len());
+        bytes.put_slice(&noticed.notice);
+        bytes.put_slice(messages);
+        self.send(key, &bytes.freeze(), 0, Source::Noticed(Box::new(noticed)));
     }
 
     /// It is where the others are in all its rooms: sweeps serve it again.
@@ -253,22 +274,18 @@ impl<I: Io> Shard<I> {
                     connection.extra().outbox.push_front(bytes.slice(taken..));
                 }
             }
-            &Source::Room { room, cursor } => {
-                let index = connection.memberships.index_in(room);
-                let index = index.expect("nobody leaves a room before its sends are resolved");
-                let room = self.rooms.get_mut(room).expect("a room with a member exists");
-                let (next, rest) = room.log.split(cursor, taken);
-                room.fall_behind(index, next);
-                if !rest.is_empty() {
-                    let rest = if rest.len() <= REST_COPIED_MAX {
-                        Bytes::copy_from_slice(&rest)
-                    } else {
-                        rest
-                    };
-                    connection.extra().outbox.push_front(rest);
+            &Source::Room { room, cursor } => self.take_back(key, room, cursor, taken),
+            Source::Noticed(noticed) => {
+                let Noticed { notice, room, cursor } = &**noticed;
+                if taken < notice.len() {
+                    connection.extra().outbox.push_front(notice.slice(taken..));
                 }
+                self.take_back(key, *room, *cursor, taken.saturating_sub(notice.len()));
             }
         }
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
         connection.behind |= !connection.memberships.is_empty();
         let socket = connection.socket;
         if !connection.poll_writable {
@@ -277,6 +294,24 @@ impl<I: Io> Shard<I> {
         }
         if connection.phase == Phase::Open {
             self.set_deadline(key, self.limits.send_timeout);
+        }
+    }
+
+    /// Of what a member was sent from `cursor` on only `taken` bytes went out: it keeps the rest of
+    /// the frame that was cut, and goes on behind that.
+    fn take_back(&mut self, key: Key, room: Key, cursor: u64, taken: usize) {
+        let Some(connection) = self.connections.get_mut(key) else {
+            return;
+        };
+        let index = connection.memberships.index_in(room);
+        let index = index.expect("nobody leaves a room before its sends are resolved");
+        let room = self.rooms.get_mut(room).expect("a room with a member exists");
+        let (next, rest) = room.log.split(cursor, taken);
+        room.fall_behind(index, next);
+        if !rest.is_empty() {
+            let rest =
+                if rest.len() <= REST_COPIED_MAX { Bytes::copy_from_slice(&rest) } else { rest };
+            connection.extra().outbox.push_front(rest);
         }
     }
 
@@ -351,7 +386,8 @@ impl<I: Io> Shard<I> {
     /// Puts what a member has not been sent yet of its room's log into its outbox, as far as that
     /// is kept for it.
     pub(super) fn owe_room(&mut self, key: Key, room: Key, index: u32) {
-        self.skip(key, room, index);
+        let notice = self.skip(key, room, index);
+        self.owe(key, notice);
         let Some(room) = self.rooms.get_mut(room) else {
             return;
         };

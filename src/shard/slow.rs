@@ -8,13 +8,16 @@
 
 use std::ops::Range;
 
+use bytes::{Bytes, BytesMut};
+
 use super::Shard;
+use super::connection::Connection;
 use super::output::Reason;
 use crate::config::SlowConsumer;
 use crate::dialect::Endpoint;
 use crate::dialect::native;
 use crate::io::Io;
-use crate::protocol::CloseCode;
+use crate::protocol::{CloseCode, Opcode, encode_frame};
 use crate::slab::Key;
 
 impl<I: Io> Shard<I> {
@@ -40,20 +43,22 @@ impl<I: Io> Shard<I> {
         self.close(key, CloseCode::TRY_AGAIN_LATER, words, Reason::SlowConsumer);
     }
 
-    /// Lets the member skip what its room does not keep for it, if that is anything, and tells it
-    /// so if its dialect has words for it: before the next message of that room.
-    pub(super) fn skip(&mut self, key: Key, room_key: Key, index: u32) {
+    /// Lets the member skip what its room does not keep for it. Returns the frame that tells it so,
+    /// to be sent before the next message of that room; empty if it skips nothing, or if its
+    /// dialect has no words for it.
+    pub(super) fn skip(&mut self, key: Key, room_key: Key, index: u32) -> Bytes {
         let skipped = self.count_skipped(room_key, index);
-        if skipped.is_empty() {
-            return;
-        }
-        if self.connections.get(key).is_some_and(|it| it.endpoint == Endpoint::Native)
+        let native = |it: &Connection| it.endpoint == Endpoint::Native;
+        let mut notice = BytesMut::new();
+        if !skipped.is_empty()
+            && self.connections.get(key).is_some_and(native)
             && let Some(room) = self.rooms.get(room_key)
         {
-            let name = room.name.name.clone();
-            self.reply_native(|out| native::skipped(&name, skipped.start, skipped.end - 1, out));
-            self.queue_replies(key);
+            let mut payload = BytesMut::new();
+            native::skipped(&room.name.name, skipped.start, skipped.end - 1, &mut payload);
+            encode_frame(Opcode::Text, &payload, &mut notice);
         }
+        notice.freeze()
     }
 
     /// Lets the member skip and counts what it is not sent; for one that ends, too. Returns the
