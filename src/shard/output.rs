@@ -35,9 +35,9 @@ pub(super) enum Source {
 /// What a member is sent when it goes on after it has skipped messages.
 #[derive(Debug)]
 pub(super) struct Noticed {
-    notice: Bytes,
-    room: Key,
-    cursor: u64,
+    pub(super) notice: Bytes,
+    pub(super) room: Key,
+    pub(super) cursor: u64,
 }
 
 /// Copies longer rests of frames never; shorter ones, so that they do not keep a segment alive.
@@ -223,15 +223,6 @@ impl<I: Io> Shard<I> {
             self.send_noticed(key, &bytes[from..], Noticed { notice, room: room_key, cursor });
         }
         self.queue(key);
-    }
-
-    /// Sends the notice and the messages behind it as one. Apart, a member that goes on with the
-    /// oldest messages could be overtaken again in between, and hear of nothing but notices.
-    fn send_noticed(&mut self, key: Key, messages: &[u8], noticed: Noticed) {
-        let mut bytes = BytesMut::with_capacity(noticed.notice.len() + messages.len());
-        bytes.put_slice(&noticed.notice);
-        bytes.put_slice(messages);
-        self.send(key, &bytes.freeze(), 0, Source::Noticed(Box::new(noticed)));
     }
 
     /// It is where the others are in all its rooms: sweeps serve it again.

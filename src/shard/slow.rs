@@ -8,11 +8,11 @@
 
 use std::ops::Range;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 
 use super::Shard;
 use super::connection::Connection;
-use super::output::Reason;
+use super::output::{Noticed, Reason, Source};
 use crate::config::SlowConsumer;
 use crate::dialect::Endpoint;
 use crate::dialect::native;
@@ -59,6 +59,15 @@ impl<I: Io> Shard<I> {
             encode_frame(Opcode::Text, &payload, &mut notice);
         }
         notice.freeze()
+    }
+
+    /// Sends the notice and the messages behind it as one. Apart, a member that goes on with the
+    /// oldest messages could be overtaken again in between, and hear of nothing but notices.
+    pub(super) fn send_noticed(&mut self, key: Key, messages: &[u8], noticed: Noticed) {
+        let mut bytes = BytesMut::with_capacity(noticed.notice.len() + messages.len());
+        bytes.put_slice(&noticed.notice);
+        bytes.put_slice(messages);
+        self.send(key, &bytes.freeze(), 0, Source::Noticed(Box::new(noticed)));
     }
 
     /// Lets the member skip and counts what it is not sent; for one that ends, too. Returns the
