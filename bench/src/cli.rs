@@ -1,7 +1,7 @@
 //! The command line: every option with its unit, default and reason, and what they add up to.
 //!
 //! Options of the commands that make no run stand with their code, in [`compare`](crate::compare),
-//! [`merge`](crate::merge) and [`peers`](crate::peers).
+//! [`merge`](crate::merge), [`peers`](crate::peers) and [`bare`](crate::bare).
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
+use crate::bare::BareArgs;
 use crate::compare::CompareArgs;
 use crate::merge::MergeArgs;
 use crate::peers::PeersArgs;
@@ -41,6 +42,9 @@ pub enum Command {
     Merge(MergeArgs),
     /// Measure other servers beside Fanwire: one table and one picture.
     Peers(PeersArgs),
+    /// Send what comes to all who are there, and nothing else: the limit that `fanout` shows for
+    /// any server. Measuring equipment, not a server; loopback only.
+    Bare(BareArgs),
 }
 
 /// The scenarios.

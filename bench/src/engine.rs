@@ -367,7 +367,8 @@ impl Engine {
 
     fn handle(&mut self, completion: Completion, now: u64) {
         match completion {
-            Completion::Bell => {}
+            // Nobody sends to all here.
+            Completion::Bell | Completion::SentShort { .. } => {}
             Completion::Readable { slot, armed, hung_up } => {
                 self.handle_readable(slot, armed, hung_up);
             }

@@ -8,11 +8,13 @@
 //!         facts -> report -> {sections, plot}    the figures, and one folder per run
 //! main -> {compare, merge} -> {report, plot}     folders of runs in, figures out
 //! main -> peers -> {host, plot}                  other servers, and this binary as their load
+//! main -> bare -> ring                           sends alone: the limit of any server
 //! ```
 //!
 //! Threads share [`shared::Shared`] and nothing else. Not one line is shared with the server: what
 //! measures it must not have its bugs. Only [`ring`] has unsafe code.
 
+pub mod bare;
 pub mod cli;
 pub mod compare;
 pub mod conductor;

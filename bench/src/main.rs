@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use fanwire_bench::cli::{Cli, Command};
-use fanwire_bench::{compare, merge, peers, run};
+use fanwire_bench::{bare, compare, merge, peers, run};
 
 /// Exit codes: 0 all went well, 1 something did not (the report says what), 2 usage.
 fn main() -> ExitCode {
@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Command::Peers(args) => {
             finish(peers::peers(args), |peers| peers.passed, peers::PeersError::is_usage)
         }
+        Command::Bare(args) => finish(bare::bare(args), |_| true, bare::BareError::is_usage),
     }
 }
 

@@ -8,6 +8,8 @@
 //!
 //! - Readable is a multishot poll: edge-triggered, so the caller receives until a short read.
 //! - `MSG_WAITALL` makes the kernel try the whole send before it reports a short one.
+//! - A broadcast ([`Ring::send_to_all`]) completes for those alone that did not take all of it
+//!   (`IOSQE_CQE_SKIP_SUCCESS`), with the flags that Fanwire's shards give ring and sends.
 //! - A thread takes a private descriptor table first: `RLIMIT_NOFILE` counts per table.
 //!
 //! Never: interprets bytes, knows connections (a slot is a name that comes back). This is the
@@ -83,6 +85,11 @@ pub enum Completion {
         /// The bytes that were moved in.
         bytes: Vec<u8>,
     },
+    /// A send of [`Ring::send_to_all`] failed, or the socket did not take all of it.
+    SentShort {
+        /// The slot it was for.
+        slot: Slot,
+    },
     /// Another thread rang the bell.
     Bell,
 }
@@ -129,9 +136,14 @@ pub struct Ring {
     /// emptied only by the completion.
     receiving: InFlight<Box<[u8]>>,
     sending: InFlight<Vec<u8>>,
+    /// What staged sends to all point into, until the enter that consumes them has returned.
+    sending_to_all: Vec<Arc<[u8]>>,
     /// Completions taken out to make room while submitting.
     overflow: Vec<cqueue::Entry>,
 }
+
+/// Flags of every send: it takes what fits now, all of it if that fits, and raises no SIGPIPE.
+const SEND_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
 
 /// What a completion belongs to: the upper byte of its user data.
 mod kind {
@@ -141,6 +153,7 @@ mod kind {
     pub(super) const SEND: u8 = 4;
     pub(super) const UNWATCH: u8 = 5;
     pub(super) const BELL: u8 = 6;
+    pub(super) const SEND_TO_ALL: u8 = 7;
 }
 
 impl Ring {
@@ -149,20 +162,23 @@ impl Ring {
     /// # Errors
     /// What io_uring_setup(2) says: `EPERM` in a sandbox, `EINVAL` before Linux 6.1.
     pub fn new(bell: Bell) -> io::Result<Self> {
-        let ring = IoUring::builder()
+        let mut builder = IoUring::builder();
+        builder
             .setup_single_issuer()
             .setup_defer_taskrun()
             .setup_taskrun_flag()
             .setup_submit_all()
             .setup_cqsize(COMPLETIONS)
-            .dontfork()
-            .build(SUBMISSIONS)?;
+            .dontfork();
+        // 6.6: no indirection array between the queue and its entries. Older kernels say EINVAL.
+        let ring = builder.clone().setup_no_sqarray().build(SUBMISSIONS);
         let mut ring = Self {
-            ring,
+            ring: ring.or_else(|_| builder.build(SUBMISSIONS))?,
             bell,
             free: Vec::new(),
             receiving: InFlight::default(),
             sending: InFlight::default(),
+            sending_to_all: Vec::new(),
             overflow: Vec::new(),
         };
         ring.watch_bell();
@@ -224,10 +240,31 @@ impl Ring {
     /// one would follow a short first one and corrupt the stream.
     pub fn send(&mut self, socket: RawFd, slot: Slot, bytes: Vec<u8>) {
         let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX >> 1);
-        let flags = libc::MSG_DONTWAIT | libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
-        let send = opcode::Send::new(Fd(socket), bytes.as_ptr(), len).flags(flags).build();
+        let send = opcode::Send::new(Fd(socket), bytes.as_ptr(), len).flags(SEND_FLAGS).build();
         let index = self.sending.insert(slot, bytes);
         self.push(send.user_data(user_data(kind::SEND, index)));
+    }
+
+    /// Sends `bytes` to each of `members`, and returns when the kernel has done so. Only who did
+    /// not take all of it completes, with [`Completion::SentShort`].
+    ///
+    /// # Errors
+    /// As [`enter`](Self::enter).
+    ///
+    /// # Panics
+    /// From 2 GiB up, which the kernel would cut short.
+    pub fn send_to_all(&mut self, members: &[(RawFd, Slot)], bytes: Arc<[u8]>) -> io::Result<()> {
+        let len = i32::try_from(bytes.len()).expect("below 2 GiB").cast_unsigned();
+        let pointer = bytes.as_ptr();
+        self.sending_to_all.push(bytes);
+        for &(socket, slot) in members {
+            let send = opcode::Send::new(Fd(socket), pointer, len).flags(SEND_FLAGS).build();
+            let send = send.flags(squeue::Flags::SKIP_SUCCESS);
+            self.push(send.user_data(slot_data(kind::SEND_TO_ALL, slot)));
+        }
+        self.submit_staged()?;
+        self.sending_to_all.clear();
+        Ok(())
     }
 
     /// Submits everything and, unless completions are there already, waits for one or for
@@ -270,7 +307,8 @@ impl Ring {
             let _ = self.submit_staged();
         }
         // SAFETY: the descriptor is a plain number (a stale one fails with EBADF); the memory is
-        // owned by `receiving` or `sending` until the completion; other entries name none.
+        // owned by `receiving` or `sending` until the completion, or by `sending_to_all` until
+        // all entries are consumed, when a send that does not wait is done; others name none.
         // Boxed memory does not move when its box does.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         pushed.expect("submit_staged leaves the queue empty, or the ring is beyond help");
@@ -348,6 +386,7 @@ impl Ring {
                 }
                 Some(Completion::Bell)
             }
+            kind::SEND_TO_ALL => Some(Completion::SentShort { slot }),
             // The poll was gone already.
             kind::UNWATCH => None,
             _ => unreachable!("every entry carries one of our kinds"),
