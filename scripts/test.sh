@@ -5,9 +5,10 @@
 #
 # Format, lints and documentation (scripts/check.sh), unit, property, simulation and end-to-end
 # tests (cargo test), the Autobahn cases (scripts/conformance.sh), 50,000 connections at once
-# (scripts/million.sh) and the chat page in headless Chromium (tests/browser). Stops at the first
-# failure. On Debian and its kin it installs Chromium, Node.js and Python's venv where they are
-# missing, as root or through sudo; elsewhere install them first. Rust is expected to be there.
+# (scripts/million.sh), the chat page in headless Chromium (tests/browser), and the instructions
+# that fixed scenarios take beside the previous commit's (scripts/perf-guard.sh). Stops at the first
+# failure. On Debian and its kin it installs Chromium, Node.js, Python's venv and valgrind where they
+# are missing, as root or through sudo; elsewhere install them first. Rust is expected to be there.
 #
 # FANWIRE_CHROMIUM      the browser (default /usr/bin/chromium)
 # FANWIRE_SCREENSHOTS   a directory where the browser tests leave their screenshots
@@ -26,6 +27,7 @@ command -v cc >/dev/null || packages+=(gcc libc6-dev)
 [[ -x ${FANWIRE_CHROMIUM:-/usr/bin/chromium} ]] || packages+=(chromium)
 command -v npm >/dev/null || packages+=(nodejs npm)
 python3 -c 'import venv, ensurepip' 2>/dev/null || packages+=(python3 python3-venv)
+command -v valgrind >/dev/null || packages+=(valgrind)
 if ((${#packages[@]})); then
   command -v apt-get >/dev/null || die "please install: ${packages[*]}"
   as_root apt-get update -qq
@@ -53,5 +55,8 @@ scripts/million.sh --connections 50000 --hold 5 --ping-interval 10
 
 section 'The chat page in Chromium'
 (cd tests/browser && node --test --test-reporter=spec)
+
+section 'Instructions'
+scripts/perf-guard.sh
 
 section "All passed in $((SECONDS / 60)) min $((SECONDS % 60)) s"
