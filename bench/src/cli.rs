@@ -76,7 +76,7 @@ pub struct Common {
     /// Rooms; connection N is in room N modulo this.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub rooms: u32,
-    /// Message sent once a connection is open (template).
+    /// Message sent once a connection is open, for each of its rooms (template).
     #[arg(long)]
     pub join: Option<String>,
     /// The server does not answer --join: count a connection as ready at once.
@@ -168,6 +168,10 @@ pub struct FanoutArgs {
     /// Publishers: connections 0, 1, 2.., each publishes into its own room.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub publishers: u32,
+    /// Publishers share the rooms: each joins its part of them and publishes into one at random,
+    /// always in the same order. All other connections are members of one room each.
+    #[arg(long, requires = "join")]
+    pub roam: bool,
     /// Closed loop: messages each publisher has under way [default: 1].
     #[arg(long, conflicts_with = "rate", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub window: Option<u32>,

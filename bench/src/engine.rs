@@ -37,6 +37,7 @@ use tungstenite::protocol::frame::coding::OpCode;
 use crate::failure::{Failure, Failures};
 use crate::measure::Latency;
 use crate::plan::{Farewell, Plan};
+use crate::random::Xorshift;
 use crate::ring::{self, Completion, RECEIVE_BYTES_MAX, Ring, Slot};
 use crate::scenario::{Item, Outbox, Outcome, Place, Script};
 use crate::shared::{Counters, Shared, Stage, add};
@@ -121,6 +122,8 @@ struct Busy {
     /// When it began to connect, or to close.
     started: u64,
     accept: String,
+    /// Answers of joins to come.
+    joins_left: u32,
     /// The start of a frame or response head whose rest has not come.
     input: Vec<u8>,
     /// The fragments of a message so far.
@@ -163,7 +166,7 @@ pub struct Engine {
     /// Connections with output to stage.
     dirty: Vec<u32>,
     outbox: Outbox,
-    masking: u32,
+    random: Xorshift,
 }
 
 impl Engine {
@@ -210,7 +213,7 @@ impl Engine {
             readable: VecDeque::new(),
             dirty: Vec::new(),
             outbox: Outbox::default(),
-            masking: 0x9e37_79b9 ^ place.thread,
+            random: Xorshift::new(place.thread),
             plan,
             shared,
             place,
@@ -351,8 +354,8 @@ impl Engine {
     /// The TCP connection stands: asks for the upgrade and begins to listen.
     fn upgrade(&mut self, index: u32) {
         let number = self.place.number(index);
-        let values =
-            Values { room: number % self.plan.rooms, connection: number, ..<_>::default() };
+        let room = self.plan.rooms.of(number).next().expect("everybody is in a room");
+        let values = Values { room, connection: number, ..<_>::default() };
         let path = self.plan.path.render(values, 0);
         let opening = self.plan.upgrade.open(&path).expect("the first path was tried at start-up");
         let connection = &mut self.connections[index as usize];
@@ -581,15 +584,7 @@ impl Engine {
 
     /// Unpredictable is not needed against our own server; different is (RFC 6455 section 10.3).
     fn masking_key(&mut self) -> [u8; 4] {
-        self.random().to_ne_bytes()
-    }
-
-    fn random(&mut self) -> u32 {
-        // Xorshift (Marsaglia).
-        self.masking ^= self.masking << 13;
-        self.masking ^= self.masking >> 17;
-        self.masking ^= self.masking << 5;
-        self.masking
+        self.random.next().to_ne_bytes()
     }
 
     /// Deals with received bytes: completes what was begun, keeps what is incomplete.
@@ -673,7 +668,7 @@ impl Engine {
 
     fn message(&mut self, index: u32, payload: &[u8], now: u64) {
         match self.connections[index as usize].phase {
-            Phase::Joining => self.ready(index, now),
+            Phase::Joining => self.joined(index, now),
             // What slow readers hear, and when, is not judged.
             Phase::Ready if self.plan.is_slow(self.place.number(index)) => {}
             Phase::Ready => self.script.message(index, payload, now),
@@ -682,19 +677,29 @@ impl Engine {
         }
     }
 
-    /// The 101 is here: joins, or is ready.
+    /// The 101 is here: joins its rooms, or is ready.
     fn upgraded(&mut self, index: u32, now: u64) {
         let Some(join) = &self.plan.join else { return self.ready(index, now) };
         let number = self.place.number(index);
-        let values =
-            Values { room: number % self.plan.rooms, connection: number, ..<_>::default() };
-        let text = join.render(values, 0);
-        let key = self.masking_key();
         let connection = &mut self.connections[index as usize];
         let busy = connection.busy.get_or_insert_default();
-        wire::write_text(text, key, &mut busy.output);
+        for room in self.plan.rooms.of(number) {
+            let values = Values { room, connection: number, ..<_>::default() };
+            let key = self.random.next().to_ne_bytes();
+            wire::write_text(join.render(values, 0), key, &mut busy.output);
+            busy.joins_left += 1;
+        }
         connection.phase = Phase::Joining;
         if !self.plan.join_answered {
+            self.ready(index, now);
+        }
+    }
+
+    /// A join is answered: the last one makes the connection ready.
+    fn joined(&mut self, index: u32, now: u64) {
+        let busy = self.connections[index as usize].busy.get_or_insert_default();
+        busy.joins_left = busy.joins_left.saturating_sub(1);
+        if busy.joins_left == 0 {
             self.ready(index, now);
         }
     }
@@ -715,15 +720,17 @@ impl Engine {
         counters.awaited.store(self.awaited, Relaxed);
         counters.ready_ns.store(now, Relaxed);
         if !self.plan.is_slow(self.place.number(index)) {
-            self.room(index).fetch_add(1, Relaxed);
+            for room in self.rooms(index) {
+                room.fetch_add(1, Relaxed);
+            }
             self.script.ready(index);
         }
     }
 
-    /// The ready members of a connection's room.
-    fn room(&self, index: u32) -> &AtomicU32 {
-        let room = self.place.number(index) % self.plan.rooms;
-        &self.shared.rooms[room as usize]
+    /// The ready members of each of a connection's rooms.
+    fn rooms(&self, index: u32) -> impl Iterator<Item = &AtomicU32> {
+        let rooms = self.plan.rooms.of(self.place.number(index));
+        rooms.map(|room| &self.shared.rooms[room as usize])
     }
 
     /// A close frame has come: answers it if it is the first, and ends the connection.
@@ -869,7 +876,7 @@ impl Engine {
                 self.closing_count -= 1;
                 self.leave(index);
                 if needed && let Some(storm) = self.plan.storm {
-                    let part = f64::from(self.random()) / f64::from(u32::MAX);
+                    let part = f64::from(self.random.next()) / f64::from(u32::MAX);
                     self.come_back(index, storm.within.mul_f64(part));
                 }
             }
@@ -899,7 +906,9 @@ impl Engine {
     fn leave(&mut self, index: u32) {
         add(&self.counters().ended, 1);
         if !self.plan.is_slow(self.place.number(index)) {
-            self.room(index).fetch_sub(1, Relaxed);
+            for room in self.rooms(index) {
+                room.fetch_sub(1, Relaxed);
+            }
             self.script.gone(index);
         }
     }

@@ -5,6 +5,7 @@
 //!         conductor -> {progress, host}          the main thread, stage by stage
 //!         engine -> {ring, wire, window, slow}   one worker thread and its connections
 //!         scenario -> {template, sequence}       what is sent, and whether all of it arrived
+//!         {engine, scenario} -> rooms            who is in which room and publishes where
 //!         facts -> report -> {sections, plot}    the figures, and one folder per run
 //! main -> {compare, merge} -> {report, plot}     folders of runs in, figures out
 //! main -> peers -> {host, plot}                  other servers, and this binary as their load
@@ -28,8 +29,10 @@ pub mod peers;
 pub mod plan;
 pub mod plot;
 pub mod progress;
+pub mod random;
 pub mod report;
 pub mod ring;
+pub mod rooms;
 pub mod run;
 pub mod scenario;
 pub mod sections;

@@ -10,6 +10,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::cli::SlowArgs;
+use crate::rooms::Rooms;
 use crate::template::Template;
 use crate::wire::Upgrade;
 
@@ -27,14 +28,14 @@ pub struct Plan {
     pub upgrade: Upgrade,
     /// The path of each connection.
     pub path: Template,
-    /// What each connection sends once it is open.
+    /// What each connection sends once it is open, for each of its rooms.
     pub join: Option<Template>,
-    /// Whether the first message after `join` is its answer.
+    /// Whether each `join` is answered with a message.
     pub join_answered: bool,
     /// Connections over all threads.
     pub connections: u32,
-    /// Rooms; connection `n` is in room `n % rooms`.
-    pub rooms: u32,
+    /// Who is in which.
+    pub rooms: Rooms,
     /// Connections opened per second over all threads; `None`: as fast as the server answers.
     pub open_rate: Option<f64>,
     /// Handshakes under way at once in one thread, at most.

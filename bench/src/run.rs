@@ -24,9 +24,10 @@ use crate::host;
 use crate::plan::{Farewell, Plan, Slow, Storm};
 use crate::report::{Report, WriteError};
 use crate::ring::{self, Bell};
-use crate::scenario::{Place, Script, echo, fanout, idle};
+use crate::rooms::Rooms;
+use crate::scenario::{Place, Script, echo, fanout, flight, idle};
 use crate::shared::Shared;
-use crate::template::{PUBLISHERS_MAX, Template, TemplateError, Values};
+use crate::template::{LINES_MAX, Template, TemplateError, Values};
 use crate::wire::Upgrade;
 
 /// Descriptors of a thread's table that are no connections, but for a bell per thread: streams and
@@ -52,6 +53,15 @@ pub enum RunError {
     /// More publishers than connections, or more rooms.
     #[error("there must be at least as many connections as rooms and publishers")]
     TooFew,
+    /// Roaming publishers without a room for each.
+    #[error(
+        "--roam shares the rooms out among the publishers, so --rooms and --connections must be at \
+         least --publishers"
+    )]
+    TooFewToRoam,
+    /// Roaming publishers that cannot say where.
+    #[error("--roam needs {{room}} in --{0}, or all rooms would be one")]
+    Roomless(&'static str),
     /// A rate that is none.
     #[error("a rate must be more than 0")]
     Rate,
@@ -150,10 +160,7 @@ fn threads(common: &Common) -> u32 {
 
 fn plan(scenario: &Scenario, threads: u32) -> Result<Plan, RunError> {
     let common = scenario.common();
-    let publishers = scenario.fanout().map_or(1, |args| args.publishers);
-    if common.rooms.max(publishers) > common.connections {
-        return Err(RunError::TooFew);
-    }
+    let rooms = rooms(scenario)?;
     if common.open_rate.is_some_and(|rate| !is_rate(rate)) {
         return Err(RunError::Rate);
     }
@@ -188,7 +195,7 @@ fn plan(scenario: &Scenario, threads: u32) -> Result<Plan, RunError> {
         join: common.join.as_deref().map(|text| template("join", text)).transpose()?,
         join_answered: !common.join_unanswered,
         connections: common.connections,
-        rooms: common.rooms,
+        rooms,
         open_rate: common.open_rate,
         opening_max: common.opening.div_ceil(threads).max(1) as usize,
         handshake_timeout: common.handshake_timeout,
@@ -197,10 +204,31 @@ fn plan(scenario: &Scenario, threads: u32) -> Result<Plan, RunError> {
         storm,
         slow,
     };
-    let values = Values { room: PUBLISHERS_MAX, connection: PUBLISHERS_MAX, ..Values::default() };
+    let values = Values { room: LINES_MAX, connection: LINES_MAX, ..Values::default() };
     let tried = plan.upgrade.open(&plan.path.render(values, 0));
     tried.map_err(|error| RunError::Request(Box::new(error)))?;
     Ok(plan)
+}
+
+/// Who is in which room and publishes where.
+fn rooms(scenario: &Scenario) -> Result<Rooms, RunError> {
+    let Common { connections, rooms: count, .. } = *scenario.common();
+    let fanout = scenario.fanout();
+    let publishers = fanout.map_or(1, |args| args.publishers);
+    match fanout.filter(|args| args.roam) {
+        None if count.max(publishers) > connections => Err(RunError::TooFew),
+        Some(_) if publishers > count.min(connections) => Err(RunError::TooFewToRoam),
+        None => Ok(Rooms { count, publishers, roaming: false }),
+        Some(args) => {
+            let join = args.common.join.as_deref().unwrap_or_default();
+            for (option, text) in [("join", join), ("message", &args.load.message)] {
+                if !text.contains("{room}") {
+                    return Err(RunError::Roomless(option));
+                }
+            }
+            Ok(Rooms { count, publishers, roaming: true })
+        }
+    }
 }
 
 /// Whether sockets may be closed silently: found out now, not when all are open.
@@ -234,7 +262,7 @@ enum Scripts {
     /// Of `storm`, too; with the interval of pings.
     Idle(Option<Duration>),
     /// Of `slow`, too.
-    Fanout(Arc<fanout::Rules>, Arc<[fanout::Flight]>),
+    Fanout(Arc<fanout::Rules>, Arc<flight::Flights>),
     Echo(Arc<echo::Rules>),
 }
 
@@ -263,14 +291,13 @@ impl Scripts {
                 let rules = fanout::Rules {
                     message,
                     bytes,
-                    publishers: args.publishers,
-                    rooms: args.common.rooms,
+                    rooms: rooms(scenario)?,
                     load,
                     messages: args.messages,
                     sender_receives: !args.sender_excluded,
                 };
-                let flights = fanout::Flight::all(&rules);
-                Self::Fanout(Arc::new(rules), flights)
+                let flights = flight::Flights::new(rules.rooms, load);
+                Self::Fanout(Arc::new(rules), Arc::new(flights))
             }
             Scenario::Echo(args) => {
                 let (message, bytes) = message(&args.load)?;

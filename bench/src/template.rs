@@ -2,7 +2,7 @@
 //!
 //! `{room}` and `{connection}` are numbers. `{sequence}` and `{timestamp}` expand to marks of
 //! fixed form that [`Stamp::find`] recognises wherever a server puts them, bare or wrapped in
-//! JSON of its own: `~` + publisher (6 hex digits) + sequence (8), and `@` + nanoseconds (16).
+//! JSON of its own: `~` + line (6 hex digits) + sequence (8), and `@` + nanoseconds (16).
 //! `{padding}` fills the message up to a size. Any other `{word}` is a mistake and refused; braces
 //! around anything else, as in JSON, are themselves.
 //!
@@ -64,16 +64,17 @@ pub struct Values {
 /// The mark a published message carries and every delivery of it shows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stamp {
-    /// The connection that published it, below 2^24.
-    pub publisher: u32,
-    /// Counts from 0 per publisher.
+    /// Who says it where, below 2^24: a line of [`Rooms`](crate::rooms::Rooms), or in `echo` the
+    /// connection.
+    pub line: u32,
+    /// Counts from 0 per line.
     pub sequence: u32,
     /// When it was meant to be sent: nanoseconds since the Unix epoch on the generator's clock.
     pub intended_ns: u64,
 }
 
-/// Connections a `{sequence}` mark can name.
-pub const PUBLISHERS_MAX: u32 = 1 << 24;
+/// Lines a `{sequence}` mark can name: more than there may be connections or rooms.
+pub const LINES_MAX: u32 = 1 << 24;
 const SEQUENCE_LEN: usize = 6 + 8;
 const TIMESTAMP_LEN: usize = 16;
 
@@ -124,8 +125,7 @@ impl Template {
             return Err(TemplateError::Unmarked);
         }
         if self.pieces.contains(&Piece::Padding) {
-            let widest =
-                Values { room: PUBLISHERS_MAX, connection: PUBLISHERS_MAX, ..Values::default() };
+            let widest = Values { room: LINES_MAX, connection: LINES_MAX, ..Values::default() };
             let narrow = self.render(Values::default(), 0).len();
             let needed = if narrow > bytes { narrow } else { self.render(widest, 0).len() };
             if needed > bytes {
@@ -147,8 +147,8 @@ impl Template {
                 Piece::Room => write!(text, "{}", values.room),
                 Piece::Connection => write!(text, "{}", values.connection),
                 Piece::Sequence => {
-                    let Stamp { publisher, sequence, .. } = values.stamp;
-                    write!(text, "~{publisher:06x}{sequence:08x}")
+                    let Stamp { line, sequence, .. } = values.stamp;
+                    write!(text, "~{line:06x}{sequence:08x}")
                 }
                 Piece::Timestamp => write!(text, "@{:016x}", values.stamp.intended_ns),
                 Piece::Padding => {
@@ -173,7 +173,7 @@ impl Stamp {
     pub fn find(payload: &[u8]) -> Option<Self> {
         let sequence = digits_after(payload, b'~', SEQUENCE_LEN)?;
         let intended_ns = digits_after(payload, b'@', TIMESTAMP_LEN)?;
-        Some(Self { publisher: (sequence >> 32) as u32, sequence: sequence as u32, intended_ns })
+        Some(Self { line: (sequence >> 32) as u32, sequence: sequence as u32, intended_ns })
     }
 }
 
@@ -202,7 +202,7 @@ fn digits_after(payload: &[u8], mark: u8, len: usize) -> Option<u64> {
 mod tests {
     use super::*;
 
-    const STAMP: Stamp = Stamp { publisher: 0xabc, sequence: 17, intended_ns: 0x1234_5678_9abc };
+    const STAMP: Stamp = Stamp { line: 0xabc, sequence: 17, intended_ns: 0x1234_5678_9abc };
 
     #[test]
     fn fills_in_and_leaves_json_alone() {

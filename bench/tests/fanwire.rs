@@ -109,6 +109,29 @@ fn speaks_the_native_protocol_by_templates_alone() {
 }
 
 #[test]
+fn roaming_publishers_reach_every_member_of_each_room() {
+    let Some(server) = Fanwire::start() else { return };
+    let join = r#"{"type":"join","room_id":"r{room}"}"#;
+    let message = concat!(
+        r#"{"type":"broadcast","room_id":"r{room}","#,
+        r#""content":"{sequence}{timestamp}{padding}"}"#
+    );
+    let protocol = ["--path", "/ws", "--join", join, "--message", message, "--payload", "100"];
+    // Two members of each room, and its publisher.
+    let rooms = ["-c", "83", "--rooms", "40", "--publishers", "3", "--roam", "--threads", "2"];
+    for load in [["--window", "5"], ["--rate", "2000"]] {
+        let times = ["--warmup", "0", "-d", "300ms"];
+        let run = server.run("fanout", &[&protocol[..], &rooms, &load, &times].concat());
+        assert_eq!(run.exit_code, 0, "{load:?}: {}", run.output);
+        let traffic = &run.report["traffic"];
+        let published = traffic["to_last"]["count"].as_u64().expect("a number");
+        assert!(published > 100, "{load:?}: {traffic}");
+        assert_eq!(traffic["latency"]["count"], published * 3, "{load:?}");
+        assert_eq!(traffic["stalled"], 0, "{load:?}");
+    }
+}
+
+#[test]
 fn echoes_large_messages() {
     let Some(server) = Fanwire::start() else { return };
     let options = ["-c", "4", "--window", "2", "--payload", "100000"];

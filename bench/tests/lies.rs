@@ -240,4 +240,15 @@ fn what_cannot_be_meant_is_a_usage_error() {
         let run = Bench::run("fanout", address, &[option, text]);
         assert_eq!(run.exit_code, 2, "{option} {text}: {}", run.output);
     }
+    let roam = ["--roam", "--publishers", "2", "--rooms"];
+    for (more, says) in [
+        (&["9"][..], "--join"),
+        (&["1", "--join", "{room}"], "at least --publishers"),
+        (&["9", "--join", "hello"], "{room} in --join"),
+        (&["9", "--join", "{room}"], "{room} in --message"),
+    ] {
+        let run = Bench::run("fanout", address, &[&roam[..], more].concat());
+        assert_eq!(run.exit_code, 2, "{more:?}: {}", run.output);
+        assert!(run.output.contains(says), "{more:?}: {}", run.output);
+    }
 }

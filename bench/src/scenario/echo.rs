@@ -83,7 +83,7 @@ impl Script for Echo {
     fn message(&mut self, connection: u32, payload: &[u8], now: u64) {
         let stamp = Stamp::find(payload);
         let own = self.place.number(connection);
-        let Some(stamp) = stamp.filter(|stamp| stamp.publisher == own) else {
+        let Some(stamp) = stamp.filter(|stamp| stamp.line == own) else {
             return add(&self.counters().foreign, 1);
         };
         match self.streams.arrive(connection as usize, stamp.sequence) {
@@ -110,7 +110,7 @@ impl Script for Echo {
                 continue;
             }
             let number = self.place.number(connection);
-            let stamp = Stamp { publisher: number, sequence: self.sent[index], intended_ns: now };
+            let stamp = Stamp { line: number, sequence: self.sent[index], intended_ns: now };
             let values = Values { room: number % self.rules.rooms, connection: number, stamp };
             outbox.send(connection, self.rules.message.render(values, self.rules.bytes));
             self.sent[index] += 1;

@@ -1,22 +1,25 @@
 //! `fanout`: publishers publish into rooms, and every member checks what it hears.
 //!
-//! Publisher `p` is connection `p` and publishes into its own room, `p % rooms`. In a closed loop
-//! it keeps a window of messages under way, each until its last member has it; in an open loop it
-//! publishes at set times, whether or not anything comes back, and latency counts from those
-//! times: a server (or generator) that stalls cannot hide it by slowing us down.
+//! Publisher `p` is connection `p` and publishes into its own room, or, roaming, into one of its
+//! rooms at random; [`Rooms`] knows which those are. In a closed loop it keeps a window of messages
+//! under way, each until its last member has it; in an open loop it publishes at set times, whether
+//! or not anything comes back, and latency counts from those times: a server (or generator) that
+//! stalls cannot hide it by slowing us down.
 //!
 //! Deliveries of one message are spread over all threads. Each thread tallies what it saw in a
-//! turn and takes it off the publisher's [`Flight`] at the end of the turn; who takes off the last
-//! one records the time to the last member and wakes the publisher's thread.
+//! turn and takes it off the [`Flights`] at the end of the turn; who takes off the last one records
+//! the time to the last member and wakes the publisher's thread.
 //!
 //! Source: G. Tene, "How NOT to measure latency" (coordinated omission).
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::Ordering::Relaxed;
 
+use super::flight::Flights;
 use super::{Outbox, Outcome, Place, Script};
 use crate::measure::Latency;
+use crate::random::Xorshift;
+use crate::rooms::Rooms;
 use crate::sequence::{Arrival, Streams};
 use crate::shared::{Counters, LATE_NS, Shared, Stage, add};
 use crate::template::{Stamp, Template, Values};
@@ -26,9 +29,6 @@ use crate::template::{Stamp, Template, Values};
 const STALL_NS: u64 = 2_000_000_000;
 /// When a publisher that has nobody to publish to, or nothing left to say, looks again.
 const RETRY_NS: u64 = 10_000_000;
-/// Messages of all publishers that can be under way at once in an open loop, about: bounds a
-/// thread's tally.
-const UNDER_WAY_MAX: u32 = 1 << 18;
 
 /// When publishers publish.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -46,10 +46,8 @@ pub struct Rules {
     pub message: Template,
     /// Its size in bytes.
     pub bytes: usize,
-    /// Publishers.
-    pub publishers: u32,
-    /// Rooms.
-    pub rooms: u32,
+    /// Who publishes into which rooms.
+    pub rooms: Rooms,
     /// When.
     pub load: Load,
     /// Each publisher ends after so many messages; `None`: when the run does.
@@ -58,84 +56,17 @@ pub struct Rules {
     pub sender_receives: bool,
 }
 
-/// Messages of one publisher that are under way, shared by all threads.
-#[derive(Debug)]
-pub struct Flight {
-    slots: Box<[Slot]>,
-    /// Messages that have reached every member.
-    finished: AtomicU64,
-    /// Messages published.
-    published: AtomicU32,
-}
-
-#[derive(Debug, Default)]
-struct Slot {
-    /// Sequence number in the upper half, deliveries to come in the lower.
-    state: AtomicU64,
-    intended_ns: AtomicU64,
-}
-
-impl Flight {
-    /// One flight per publisher.
-    #[must_use]
-    pub fn all(rules: &Rules) -> Arc<[Self]> {
-        let share = UNDER_WAY_MAX / rules.publishers.max(1);
-        let len = match rules.load {
-            Load::Window(window) => window.next_power_of_two(),
-            Load::Rate(_) => share.clamp(64, 1 << 14).next_power_of_two(),
-        };
-        let flight = |_| Self {
-            slots: (0..len).map(|_| Slot::default()).collect(),
-            finished: AtomicU64::new(0),
-            published: AtomicU32::new(0),
-        };
-        (0..rules.publishers).map(flight).collect()
-    }
-
-    fn slot(&self, sequence: u32) -> &Slot {
-        &self.slots[sequence as usize & (self.slots.len() - 1)]
-    }
-
-    fn publish(&self, sequence: u32, intended_ns: u64, members: u32) {
-        let slot = self.slot(sequence);
-        slot.intended_ns.store(intended_ns, Relaxed);
-        slot.state.store(u64::from(sequence) << 32 | u64::from(members), Release);
-        self.published.store(sequence + 1, Relaxed);
-    }
-
-    /// Takes `count` deliveries off; returns the intended time if they were the last ones.
-    fn deliver(&self, sequence: u32, count: u32) -> Option<u64> {
-        let slot = self.slot(sequence);
-        let before = slot.state.fetch_update(AcqRel, Acquire, |state| {
-            let (current, left) = ((state >> 32) as u32, state as u32);
-            // Another sequence number: given up, and the slot used again.
-            (current == sequence && left > 0).then(|| state - u64::from(count.min(left)))
-        });
-        let last = before.is_ok_and(|state| state as u32 <= count);
-        last.then(|| {
-            self.finished.fetch_add(1, Release);
-            slot.intended_ns.load(Relaxed)
-        })
-    }
-
-    /// Deliveries to come of the message `sequence`.
-    fn left(&self, sequence: u32) -> u32 {
-        let state = self.slot(sequence).state.load(Acquire);
-        if (state >> 32) as u32 == sequence { state as u32 } else { 0 }
-    }
-
-    /// Stops waiting for a message; false if it has just finished.
-    fn give_up(&self, sequence: u32) -> bool {
-        self.slot(sequence).state.swap(u64::from(sequence) << 32, AcqRel) as u32 > 0
-    }
-}
-
 /// A publisher of this thread.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Publisher {
     number: u32,
     connection: u32,
-    next: u32,
+    /// Chooses the room.
+    random: Xorshift,
+    published: u64,
+    /// Messages of a closed loop by line and sequence number: all that are under way, and some that
+    /// have finished.
+    under_way: Vec<(u32, u32)>,
     /// Messages no longer waited for although they did not reach everyone.
     given_up: u64,
     /// When its window last moved.
@@ -149,11 +80,16 @@ struct Publisher {
 pub struct Fanout {
     rules: Arc<Rules>,
     shared: Arc<Shared>,
-    flights: Arc<[Flight]>,
+    flights: Arc<Flights>,
     place: Place,
     publishers: Vec<Publisher>,
+    /// One for each line that a connection hears, connection after connection.
     streams: Streams,
-    /// Streams per member: publishers in its room.
+    /// Connections of this thread that hear many lines: the first ones.
+    roaming: usize,
+    /// Streams of each of these.
+    streams_roaming: usize,
+    /// Streams of each of the others.
     streams_each: usize,
     /// Members that were there when publishing began.
     members: Vec<bool>,
@@ -173,22 +109,37 @@ impl Fanout {
     pub fn new(
         rules: Arc<Rules>,
         shared: Arc<Shared>,
-        flights: Arc<[Flight]>,
+        flights: Arc<Flights>,
         place: Place,
         connections: usize,
     ) -> Self {
         let publisher = |number| {
             let connection = place.index(number)?;
-            Some(Publisher { number, connection, ..Publisher::default() })
+            Some(Publisher {
+                number,
+                connection,
+                random: Xorshift::new(number),
+                published: 0,
+                under_way: Vec::new(),
+                given_up: 0,
+                moved: 0,
+                finished: 0,
+                left: 0,
+            })
         };
-        let streams_each = rules.publishers.div_ceil(rules.rooms) as usize;
-        let slots: usize = flights.iter().map(|flight| flight.slots.len()).sum();
+        let rooms = rules.rooms;
+        let roaming = if rooms.roaming { place.share(rooms.publishers) as usize } else { 0 };
+        let streams_roaming = rooms.lines().div_ceil(rooms.publishers) as usize;
+        let streams_each = rooms.lines().div_ceil(rooms.count) as usize;
+        let streams = roaming * streams_roaming + (connections - roaming) * streams_each;
         Self {
-            publishers: (0..rules.publishers).filter_map(publisher).collect(),
-            streams: Streams::new(streams_each * connections),
+            publishers: (0..rooms.publishers).filter_map(publisher).collect(),
+            streams: Streams::new(streams),
+            roaming,
+            streams_roaming,
             streams_each,
             members: vec![false; connections],
-            tally: vec![(0, 0); slots],
+            tally: vec![(0, 0); flights.slots()],
             tallied: Vec::new(),
             worst_ns: 0,
             running: false,
@@ -204,6 +155,12 @@ impl Fanout {
 
     fn counters(&self) -> &Counters {
         &self.shared.workers[self.place.thread as usize].counters
+    }
+
+    /// The first stream of a connection.
+    fn first_stream(&self, connection: usize) -> usize {
+        let before = connection.min(self.roaming);
+        before * self.streams_roaming + (connection - before) * self.streams_each
     }
 
     /// Takes this turn's deliveries off their flights and wakes publishers elsewhere.
@@ -224,21 +181,21 @@ impl Fanout {
         if count == 0 {
             return;
         }
-        let publisher = index / self.flights[0].slots.len();
-        let Some(intended_ns) = self.flights[publisher].deliver(sequence, count) else { return };
+        let publisher = self.rules.rooms.publisher(self.flights.line(index));
+        let last = self.flights.deliver(publisher, index, sequence, count);
+        let Some(intended_ns) = last else { return };
         if self.shared.measures(intended_ns) {
             let now = self.shared.clock.now();
             self.to_last.record(now.saturating_sub(intended_ns));
         }
-        let owner = publisher as u32 % self.place.threads;
+        let owner = publisher % self.place.threads;
         if owner != self.place.thread {
             self.shared.workers[owner as usize].bell.ring();
         }
     }
 
     fn tally(&mut self, stamp: Stamp) {
-        let len = self.flights[0].slots.len();
-        let index = stamp.publisher as usize * len + (stamp.sequence as usize & (len - 1));
+        let index = self.flights.slot(stamp.line, stamp.sequence);
         if self.tally[index].1 > 0 && self.tally[index].0 != stamp.sequence {
             self.settle_one(index);
         }
@@ -249,69 +206,82 @@ impl Fanout {
         self.tally[index].1 += 1;
     }
 
-    /// Publishes one message of publisher `index`; false if nobody would hear it, or all are out.
-    fn publish(&mut self, index: usize, intended_ns: u64, outbox: &mut Outbox) -> bool {
+    /// Publishes one message of publisher `index` and returns its line and sequence number; `None`
+    /// if nobody would hear it, or all are out.
+    fn publish(
+        &mut self,
+        index: usize,
+        intended_ns: u64,
+        outbox: &mut Outbox,
+    ) -> Option<(u32, u32)> {
+        let rooms = self.rules.rooms;
         let publisher = &mut self.publishers[index];
-        let room = publisher.number % self.rules.rooms;
+        let mut lines = rooms.lines_of(publisher.number);
+        let line = lines.nth(publisher.random.next() as usize % lines.len())?;
+        let room = rooms.room(line);
         let members = self.shared.rooms[room as usize].load(Relaxed);
         let hearers = members.saturating_sub(u32::from(!self.rules.sender_receives));
-        let done = self.rules.messages.is_some_and(|messages| publisher.next >= messages);
+        let most = self.rules.messages.map_or(u64::MAX, u64::from);
+        let done = publisher.published >= most;
         if hearers == 0 || done || !self.members[publisher.connection as usize] {
-            return false;
+            return None;
         }
-        let (publisher_number, sequence) = (publisher.number, publisher.next);
-        publisher.next += 1;
-        let connection = publisher.connection;
-        let stamp = Stamp { publisher: publisher_number, sequence, intended_ns };
-        self.flights[publisher_number as usize].publish(sequence, intended_ns, hearers);
-        let values = Values { room, connection: publisher_number, stamp };
-        outbox.send(connection, self.rules.message.render(values, self.rules.bytes));
+        publisher.published += 1;
+        let sequence = self.flights.publish(line, intended_ns, hearers);
+        let stamp = Stamp { line, sequence, intended_ns };
+        let values = Values { room, connection: publisher.number, stamp };
+        outbox.send(publisher.connection, self.rules.message.render(values, self.rules.bytes));
         let late = self.shared.clock.now().saturating_sub(intended_ns) > LATE_NS;
         let counters = self.counters();
         add(&counters.published, 1);
         add(&counters.expected, u64::from(hearers));
         add(&counters.late, u64::from(late));
-        true
+        Some((line, sequence))
     }
 
     fn fill_window(&mut self, index: usize, window: u32, now: u64, outbox: &mut Outbox) {
+        let flights = &self.flights;
         let publisher = &mut self.publishers[index];
-        let flight = &self.flights[publisher.number as usize];
-        let finished = flight.finished.load(Acquire);
+        let finished = flights.finished(publisher.number);
         if finished != publisher.finished {
             publisher.finished = finished;
             publisher.moved = now;
         }
-        let mut under_way = u64::from(publisher.next) - finished - publisher.given_up;
-        if under_way > 0 && now > publisher.moved + STALL_NS {
-            // Only what is still in a slot can be unfinished: at most the last `window`.
-            let last = publisher.next.saturating_sub(window)..publisher.next;
-            let left = last.clone().map(|sequence| u64::from(flight.left(sequence))).sum();
+        let mut under_way = publisher.published - finished - publisher.given_up;
+        let stalls = under_way > 0 && now > publisher.moved + STALL_NS;
+        if stalls || publisher.under_way.len() > 2 * window as usize {
+            publisher.under_way.retain(|&(line, sequence)| flights.left(line, sequence) > 0);
+        }
+        if stalls {
+            let left = publisher.under_way.iter();
+            let left = left.map(|&(line, sequence)| u64::from(flights.left(line, sequence))).sum();
             publisher.moved = now;
             if std::mem::replace(&mut publisher.left, left) == left {
-                let given_up = last.filter(|&sequence| flight.give_up(sequence)).count() as u64;
+                let all = publisher.under_way.drain(..);
+                let given_up = all.filter(|&(line, sequence)| flights.give_up(line, sequence));
+                let given_up = given_up.count() as u64;
                 publisher.given_up += given_up;
                 under_way = under_way.saturating_sub(given_up);
                 add(&self.counters().stalled, 1);
             }
         }
         for _ in under_way..u64::from(window) {
-            if !self.publish(index, now, outbox) {
-                return;
-            }
+            let Some(message) = self.publish(index, now, outbox) else { return };
+            self.publishers[index].under_way.push(message);
         }
     }
 
     /// Publishes what is due and returns when the next message is.
     fn keep_rate(&mut self, index: usize, rate: f64, now: u64, outbox: &mut Outbox) -> u64 {
         loop {
-            let Publisher { number, next, .. } = self.publishers[index];
-            let turn = f64::from(next) * f64::from(self.rules.publishers) + f64::from(number);
+            let Publisher { number, published, .. } = self.publishers[index];
+            let turn =
+                published as f64 * f64::from(self.rules.rooms.publishers) + f64::from(number);
             let intended_ns = self.started + (turn / rate * 1e9) as u64;
             if intended_ns > now {
                 return intended_ns;
             }
-            if !self.publish(index, intended_ns, outbox) {
+            if self.publish(index, intended_ns, outbox).is_none() {
                 // Nobody hears it, and nothing that happens without us changes that.
                 return now + RETRY_NS;
             }
@@ -341,15 +311,13 @@ impl Script for Fanout {
     }
 
     fn message(&mut self, connection: u32, payload: &[u8], now: u64) {
-        let room = self.place.number(connection) % self.rules.rooms;
-        let ours = |stamp: &Stamp| {
-            stamp.publisher < self.rules.publishers && stamp.publisher % self.rules.rooms == room
-        };
-        let Some(stamp) = Stamp::find(payload).filter(ours) else {
+        let number = self.place.number(connection);
+        let found = Stamp::find(payload)
+            .and_then(|stamp| Some((stamp, self.rules.rooms.place(number, stamp.line)?)));
+        let Some((stamp, place)) = found else {
             return add(&self.counters().foreign, 1);
         };
-        let stream =
-            connection as usize * self.streams_each + (stamp.publisher / self.rules.rooms) as usize;
+        let stream = self.first_stream(connection as usize) + place as usize;
         match self.streams.arrive(stream, stamp.sequence) {
             Arrival::Duplicate => return add(&self.counters().duplicated, 1),
             Arrival::Reordered => add(&self.counters().reordered, 1),
@@ -385,17 +353,14 @@ impl Script for Fanout {
 
     fn finish(mut self: Box<Self>) -> Outcome {
         self.settle();
+        let rooms = self.rules.rooms;
         let mut lost = 0;
         for connection in (0..self.members.len()).filter(|&index| self.members[index]) {
             let number = self.place.number(connection as u32);
-            let room = number % self.rules.rooms;
-            for each in 0..self.streams_each {
-                let publisher = each as u32 * self.rules.rooms + room;
-                let silent = publisher == number && !self.rules.sender_receives;
-                if publisher < self.rules.publishers && !silent {
-                    let published = self.flights[publisher as usize].published.load(Relaxed);
-                    let stream = connection * self.streams_each + each;
-                    lost += self.streams.missing(stream, published);
+            let first = self.first_stream(connection);
+            for (place, line) in rooms.heard_by(number).enumerate() {
+                if self.rules.sender_receives || rooms.publisher(line) != number {
+                    lost += self.streams.missing(first + place, self.flights.published(line));
                 }
             }
         }

@@ -5,6 +5,7 @@
 
 pub mod echo;
 pub mod fanout;
+pub mod flight;
 pub mod idle;
 
 use crate::measure::Latency;
