@@ -584,7 +584,7 @@ impl Engine {
 
     /// Unpredictable is not needed against our own server; different is (RFC 6455 section 10.3).
     fn masking_key(&mut self) -> [u8; 4] {
-        self.random.next().to_ne_bytes()
+        self.random.draw().to_ne_bytes()
     }
 
     /// Deals with received bytes: completes what was begun, keeps what is incomplete.
@@ -685,7 +685,7 @@ impl Engine {
         let busy = connection.busy.get_or_insert_default();
         for room in self.plan.rooms.of(number) {
             let values = Values { room, connection: number, ..<_>::default() };
-            let key = self.random.next().to_ne_bytes();
+            let key = self.random.draw().to_ne_bytes();
             wire::write_text(join.render(values, 0), key, &mut busy.output);
             busy.joins_left += 1;
         }
@@ -876,7 +876,7 @@ impl Engine {
                 self.closing_count -= 1;
                 self.leave(index);
                 if needed && let Some(storm) = self.plan.storm {
-                    let part = f64::from(self.random.next()) / f64::from(u32::MAX);
+                    let part = f64::from(self.random.draw()) / f64::from(u32::MAX);
                     self.come_back(index, storm.within.mul_f64(part));
                 }
             }

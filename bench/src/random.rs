@@ -14,7 +14,7 @@ impl Xorshift {
     }
 
     /// The next number; any but 0.
-    pub fn next(&mut self) -> u32 {
+    pub fn draw(&mut self) -> u32 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 17;
         self.0 ^= self.0 << 5;
@@ -31,7 +31,7 @@ mod tests {
         for seed in [0, 1, 15, 0x9e37_79b9] {
             let mut random = Xorshift::new(seed);
             let mut counts = [0_u32; 10];
-            (0..10_000).for_each(|_| counts[random.next() as usize % 10] += 1);
+            (0..10_000).for_each(|_| counts[random.draw() as usize % 10] += 1);
             assert!(counts.iter().all(|count| (800..1200).contains(count)), "{seed}: {counts:?}");
         }
     }

@@ -30,7 +30,6 @@ pub struct Rooms {
 
 impl Rooms {
     /// The rooms that connection `number` is in; at least one.
-    #[must_use]
     pub fn of(self, number: u32) -> StepBy<Range<u32>> {
         let (rest, step) = self.rest_and_step(number);
         (rest..self.count).step_by(step as usize)
@@ -55,13 +54,11 @@ impl Rooms {
     }
 
     /// The lines of a publisher; at least one.
-    #[must_use]
     pub fn lines_of(self, publisher: u32) -> StepBy<Range<u32>> {
         (publisher..self.lines()).step_by(self.publishers as usize)
     }
 
     /// The lines that connection `number` hears.
-    #[must_use]
     pub fn heard_by(self, number: u32) -> StepBy<Range<u32>> {
         let (rest, step) = self.rest_and_step(number);
         (rest..self.lines()).step_by(step as usize)

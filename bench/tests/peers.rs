@@ -69,10 +69,13 @@ fn lists_them() {
 
 #[test]
 fn refuses_what_it_cannot_do_before_it_installs_anything() {
-    for (options, word) in
-        [(["--only", "nobody"], "tungstenite"), (["--server-cpus", "8191"], "CPU 8191")]
-    {
-        let mut call = Call::bare(&options);
+    for (options, word) in [
+        (&["--only", "nobody"][..], "tungstenite"),
+        (&["--server-cpus", "8191"], "CPU 8191"),
+        (&["--half-rate-of", "bun", "--only", "fanwire"], "name it in --only"),
+        (&["--rooms", "3", "--publishers", "4"], "--publishers"),
+    ] {
+        let mut call = Call::bare(options);
         let output = call.run();
         assert_eq!(output.status.code(), Some(2), "{options:?}");
         assert!(text(&output.stderr).contains(word), "{}", text(&output.stderr));
@@ -118,6 +121,36 @@ fn measures_one_and_says_why_another_is_skipped() {
     let picture = fs::read_to_string(call.path("peers.svg")).expect("a picture");
     assert!(picture.contains("<svg") && picture.contains("fanwire"));
     assert!(call.path("runs/2-fanwire-4/latency.hgrm").exists(), "--keep");
+}
+
+#[test]
+fn many_rooms_and_half_of_the_rate_that_was_found() {
+    let Some(fanwire) = fanwire_binary() else { return };
+    let rooms = ["--rooms", "25", "--publishers", "4", "--half-rate-of", "fanwire"];
+    let options = ["--only", "fanwire,gorilla", "--rounds", "1", "--windows", "1,4"];
+    let mut call = Call::new("300ms", &[&rooms[..], &options].concat());
+    let output = call.command.arg("--fanwire").arg(fanwire).output().expect("it starts");
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+    let record = call.record();
+    let reason = record["peers"][1]["skipped"].as_str().expect("a reason");
+    assert!(reason.contains("--rooms"), "{reason}");
+    let runs = record["runs"].as_array().expect("runs");
+    let windows: Vec<_> = runs.iter().map(|run| run["window"].as_u64()).collect();
+    assert_eq!(windows, [Some(1), Some(4), None]);
+    let rate = |run: &Value| {
+        let rate = &run["report"]["traffic"]["deliveries_per_second"];
+        rate.as_f64().expect("a number")
+    };
+    let most = rate(&runs[0]).max(rate(&runs[1]));
+    // Two members of each room, and its publisher.
+    assert_eq!(runs[2]["rate"], most / 2.0 / 3.0);
+    let table = record["table"].as_array().expect("rows");
+    let row = table.iter().find(|row| row["measure"] == "latency p99 at half rate");
+    let ratio = &row.expect("a row")["cells"][0]["valid"]["ratio"];
+    assert_eq!(ratio["median"], 1.0);
+    let markdown = fs::read_to_string(call.path("peers.md")).expect("a table");
+    assert!(markdown.contains("50 members of 25 rooms with 4 roaming publishers"), "{markdown}");
+    assert!(markdown.contains("half of the highest deliveries/s of fanwire"), "{markdown}");
 }
 
 #[test]

@@ -1,7 +1,9 @@
 // A broadcast server on Bun's built-in publish (uWebSockets inside), as its documentation has it.
 //
 // The path is the room. Every message goes verbatim, same opcode, to all members of the room, the
-// sender included. Bun sets TCP_NODELAY and compresses nothing unless told to.
+// sender included. At /ws a connection is in the rooms it asks for, in JSON: {type: "join", room_id}
+// is answered, {type: "broadcast", room_id, ..} goes verbatim to all members of that room. Bun sets
+// TCP_NODELAY and compresses nothing unless told to.
 //
 // usage: bun server.js HOST PORT
 
@@ -11,7 +13,8 @@ const server = Bun.serve({
   hostname,
   port: Number(port),
   fetch(request, server) {
-    const data = { room: new URL(request.url).pathname };
+    const { pathname } = new URL(request.url);
+    const data = { room: pathname === "/ws" ? undefined : pathname };
     if (server.upgrade(request, { data })) return undefined;
     return new Response("This is a WebSocket endpoint.\n", { status: 426 });
   },
@@ -21,10 +24,20 @@ const server = Bun.serve({
     sendPings: false,
     perMessageDeflate: false,
     open(ws) {
-      ws.subscribe(ws.data.room);
+      if (ws.data.room) ws.subscribe(ws.data.room);
     },
     message(ws, message) {
-      server.publish(ws.data.room, message);
+      if (ws.data.room) {
+        server.publish(ws.data.room, message);
+        return;
+      }
+      const { type, room_id } = JSON.parse(message);
+      if (type === "broadcast") {
+        server.publish(room_id, message);
+      } else if (type === "join") {
+        ws.subscribe(room_id);
+        ws.send(JSON.stringify({ type: "joined", room_id }));
+      }
     },
   },
 });

@@ -24,6 +24,9 @@ pub struct Peer {
     pub name: &'static str,
     /// What it is.
     pub about: &'static str,
+    /// Whether at `/ws` it understands JSON that names a room: there a connection may join several
+    /// rooms and publish into them.
+    pub speaks_json: bool,
     sources: &'static [Source],
     install: fn(&Site<'_>) -> Result<Installed, InstallError>,
 }
@@ -42,36 +45,42 @@ pub const PEERS: [Peer; 6] = [
     Peer {
         name: FANWIRE,
         about: "this project's server, one shard a CPU",
+        speaks_json: true,
         sources: &[],
         install: install_fanwire,
     },
     Peer {
         name: "bun",
         about: "Bun's built-in publish, uWebSockets inside (npm bun)",
+        speaks_json: true,
         sources: sources!("bun": "package.json", "package-lock.json", "server.js"),
         install: install_bun,
     },
     Peer {
         name: "ws",
         about: "a loop over the members with npm ws, on the Node.js of the host",
+        speaks_json: false,
         sources: sources!("ws": "package.json", "package-lock.json", "server.js"),
         install: install_ws,
     },
     Peer {
         name: "gorilla",
         about: "a hub with prepared messages on gorilla/websocket (Debian's Go packages)",
+        speaks_json: false,
         sources: sources!("gorilla": "debian-packages", "main.go"),
         install: install_gorilla,
     },
     Peer {
         name: "tungstenite",
         about: "a broadcast channel per room on tokio-tungstenite (crates.io)",
+        speaks_json: false,
         sources: sources!("tungstenite": "Cargo.toml", "Cargo.lock", "src/main.rs"),
         install: install_tungstenite,
     },
     Peer {
         name: "nchan",
         about: "nginx with the nchan module (Debian's packages)",
+        speaks_json: false,
         sources: sources!("nchan": "debian-packages", "nginx.conf.in", "run.sh"),
         install: install_nchan,
     },
@@ -112,6 +121,9 @@ pub enum InstallError {
     /// A step went well but did not leave what it should.
     #[error("{0} is not there")]
     NotThere(PathBuf),
+    /// It could only publish into the room of its path.
+    #[error("its server here has one room for a connection, and --rooms asks for many")]
+    NoJson,
     /// Ctrl-C.
     #[error("interrupted")]
     Interrupted,
@@ -331,8 +343,10 @@ fn install_fanwire(site: &Site<'_>) -> Result<Installed, InstallError> {
     let cpus = site.workshop.server_cpus;
     let list = cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
     let shards = cpus.len().to_string();
-    let arguments = ["serve", "--shards", &shards, "--cpus", &list, "--admin", "off", "--listen"];
-    let arguments = arguments.map(str::to_owned).into_iter().chain(["{host}:{port}".to_owned()]);
+    let arguments = ["serve", "--shards", &shards, "--cpus", &list, "--admin", "off"];
+    // A bound that others do not have, and that costs nothing until it is used.
+    let arguments = arguments.into_iter().chain(["--rooms-per-connection-max", "65536"]);
+    let arguments = arguments.chain(["--listen", "{host}:{port}"]).map(str::to_owned);
     Ok(Installed { version, program, arguments: arguments.collect() })
 }
 

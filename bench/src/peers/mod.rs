@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A round runs every peer once per window, one after the other, each in a fresh process pinned to
-//! the same CPUs; the next round begins with the next peer. So what disturbs the host for a while
+//! the same CPUs, and where asked for once more at a rate that the round has found; the next round
+//! begins with the next peer. So what disturbs the host for a while
 //! disturbs everybody, and nobody always runs first. The load comes from this very binary as a
 //! child process (`fanout`), pinned elsewhere. What cannot be installed is skipped and says why;
 //! who loses a message gets no figure.
@@ -35,9 +36,9 @@ use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use thiserror::Error;
 
-use self::catalog::{Installed, PEERS, Peer, Workshop, last_line};
+use self::catalog::{InstallError, Installed, PEERS, Peer, Workshop, last_line};
 use self::child::{Owned, Waited, bound};
-use self::table::{Entrant, Row, Run};
+use self::table::{Entrant, Load, Row, Run};
 use crate::cli::{Cpus, parse_duration, seconds};
 use crate::host::Environment;
 use crate::plot;
@@ -60,15 +61,27 @@ pub struct PeersArgs {
     /// Rounds; a figure is the median over them.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub rounds: u32,
-    /// Members of the room.
+    /// Members, in one room each.
     #[arg(long, short, default_value_t = 10_000)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=16_000_000))]
     pub connections: u32,
-    /// Messages under way at once, one run for each.
+    /// Rooms. Into more than one it is published at random (see fanout --roam), by publishers that
+    /// come to the members and speak JSON; who has no server for that here is skipped.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16_000_000))]
+    pub rooms: u32,
+    /// Publishers; at most as many as rooms, if there are several.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub publishers: u32,
+    /// Messages of each publisher under way at once, one run for each.
     #[arg(long, value_delimiter = ',', default_value = "1,16")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub windows: Vec<u32>,
-    /// Size of a message in bytes.
+    /// Also run everybody in an open loop at half of the deliveries/s that this peer had in the
+    /// round, with the window that was best for it.
+    #[arg(long, value_name = "PEER")]
+    #[arg(value_parser = PossibleValuesParser::new(PEERS.iter().map(|peer| peer.name)))]
+    pub half_rate_of: Option<String>,
+    /// Size of a message in bytes; of what is in the JSON, where there is some.
     #[arg(long, default_value_t = 48, value_parser = clap::value_parser!(u32).range(1..=16 << 20))]
     pub payload: u32,
     /// Run before figures are taken.
@@ -99,12 +112,31 @@ pub struct PeersArgs {
     pub keep: bool,
 }
 
+impl PeersArgs {
+    /// Who is where, in words.
+    fn members(&self) -> String {
+        let Self { connections, rooms, publishers, .. } = self;
+        match rooms {
+            1 => format!("{connections} members of one room"),
+            _ => format!(
+                "{connections} members of {rooms} rooms with {publishers} roaming publishers"
+            ),
+        }
+    }
+}
+
 /// Why there is no table.
 #[derive(Debug, Error)]
 pub enum PeersError {
     /// A CPU that this process may not use.
     #[error("CPU {0} of --server-cpus or --cpus cannot be used; nproc counts those that can")]
     Cpu(usize),
+    /// What cannot be meant.
+    #[error("--half-rate-of {0}: it takes no part; name it in --only, too")]
+    NotChosen(String),
+    /// More publishers than there is something to publish into.
+    #[error("--publishers is more than there are rooms, or with one room members")]
+    Publishers,
     /// Signals, the binary itself.
     #[error("cannot start: {0}")]
     Start(io::Error),
@@ -122,7 +154,7 @@ impl PeersError {
     /// Whether the command line is to blame.
     #[must_use]
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Cpu(_))
+        matches!(self, Self::Cpu(_) | Self::NotChosen(_) | Self::Publishers)
     }
 }
 
@@ -167,6 +199,14 @@ pub fn peers(args: &PeersArgs) -> Result<Peers, PeersError> {
         let line = |peer: &&Peer| format!("{:12} {}\n", peer.name, peer.about);
         return Ok(Peers { text: chosen.iter().map(line).collect(), passed: true });
     }
+    if let Some(name) = &args.half_rate_of
+        && !chosen.iter().any(|peer| peer.name == name)
+    {
+        return Err(PeersError::NotChosen(name.clone()));
+    }
+    if args.publishers > if args.rooms > 1 { args.rooms } else { args.connections } {
+        return Err(PeersError::Publishers);
+    }
     // Who cannot use a CPU is told now and not by every single run.
     let usable = core_affinity::get_core_ids().unwrap_or_default();
     let unusable = |cpu: &&usize| !usable.iter().any(|core| core.id == **cpu);
@@ -189,7 +229,11 @@ pub fn peers(args: &PeersArgs) -> Result<Peers, PeersError> {
     };
     let (mut entrants, mut ready) = (Vec::new(), Vec::new());
     for peer in chosen {
-        let (version, skipped) = match peer.install(&workshop) {
+        let installed = match args.rooms {
+            2.. if !peer.speaks_json => Err(InstallError::NoJson),
+            _ => peer.install(&workshop),
+        };
+        let (version, skipped) = match installed {
             Ok(installed) => {
                 eprintln!("ready    {}: {}", peer.name, installed.version);
                 let version = installed.version.clone();
@@ -237,6 +281,12 @@ const DRAIN: &str = "60s";
 /// Handshakes under way at once: less than the shortest backlog among the peers (511), or a SYN is
 /// lost, its retransmission takes a second, and the rate of opening is that of chance.
 const OPENING: &str = "256";
+/// How a connection joins one of several rooms, and publishes into one.
+const JOIN: &str = r#"{"type":"join","room_id":"{room}"}"#;
+const MESSAGE: &str =
+    r#"{"type":"broadcast","room_id":"{room}","content":"{sequence}{timestamp}{padding}"}"#;
+/// What is around the content of such a message when the room has as many digits as it may.
+const AROUND: usize = r#"{"type":"broadcast","room_id":"15999999","content":""}"#.len();
 
 /// Where the runs are made.
 struct Field<'f> {
@@ -265,28 +315,51 @@ impl Field<'_> {
     /// All rounds, or those until Ctrl-C.
     fn run_all(&self, ready: &[(&'static str, Installed)]) -> Result<Vec<Run>, PeersError> {
         let binary = std::env::current_exe().map_err(PeersError::Start)?;
+        let windows: Vec<_> =
+            self.args.windows.iter().map(|&window| Load::Window(window)).collect();
         let mut runs = Vec::new();
         for round in 1..=self.args.rounds {
             // Rotated, so that nobody is always the first or always after the same one.
             let first = (round as usize - 1) % ready.len().max(1);
-            for (name, installed) in ready[first..].iter().chain(&ready[..first]) {
-                for &window in &self.args.windows {
-                    let outcome = self.run(&binary, name, installed, round, window);
-                    let (report, problems) = match outcome {
-                        Err(RunError::Interrupted) => return Ok(runs),
-                        Err(error) => (Value::Null, vec![error.to_string()]),
-                        Ok(report) => {
-                            let problems = problems(&report);
-                            (report, problems)
-                        }
-                    };
-                    let run = Run { round, peer: name, window, problems, report };
-                    eprintln!("round {round}/{}  {}", self.args.rounds, line(&run));
-                    runs.push(run);
-                }
+            let ready: Vec<_> = ready[first..].iter().chain(&ready[..first]).collect();
+            let from = runs.len();
+            if self.run_each(&binary, &ready, round, &windows, &mut runs).is_none() {
+                break;
+            }
+            if let Some(rate) = half_rate(self.args, &runs[from..])
+                && self.run_each(&binary, &ready, round, &[Load::Rate(rate)], &mut runs).is_none()
+            {
+                break;
             }
         }
         Ok(runs)
+    }
+
+    /// One run of everybody with each of `loads`; `None` after Ctrl-C.
+    fn run_each(
+        &self,
+        binary: &Path,
+        ready: &[&(&'static str, Installed)],
+        round: u32,
+        loads: &[Load],
+        runs: &mut Vec<Run>,
+    ) -> Option<()> {
+        for (name, installed) in ready {
+            for &load in loads {
+                let (report, problems) = match self.run(binary, name, installed, round, load) {
+                    Err(RunError::Interrupted) => return None,
+                    Err(error) => (Value::Null, vec![error.to_string()]),
+                    Ok(report) => {
+                        let problems = problems(&report);
+                        (report, problems)
+                    }
+                };
+                let run = Run { round, peer: name, load, problems, report };
+                eprintln!("round {round}/{}  {}", self.args.rounds, line(&run));
+                runs.push(run);
+            }
+        }
+        Some(())
     }
 
     /// Starts the server, loads it, ends it.
@@ -296,7 +369,7 @@ impl Field<'_> {
         name: &'static str,
         installed: &Installed,
         round: u32,
-        window: u32,
+        load: Load,
     ) -> Result<Value, RunError> {
         let args = self.args;
         let cannot = |what| move |cause| RunError::Start { what, cause };
@@ -312,7 +385,11 @@ impl Field<'_> {
             Waited::TimedOut => return Err(RunError::TimedOut),
             Waited::Interrupted => return Err(RunError::Interrupted),
         }
-        let folder = self.runs_folder.join(format!("{round}-{name}-{window}"));
+        let (option, value, suffix) = match load {
+            Load::Window(window) => ("--window", window.to_string(), window.to_string()),
+            Load::Rate(rate) => ("--rate", rate.to_string(), "half-rate".to_owned()),
+        };
+        let folder = self.runs_folder.join(format!("{round}-{name}-{suffix}"));
         let report = folder.join("report.json");
         // That of an earlier call would be taken for this one's.
         let _ = fs::remove_file(&report);
@@ -320,18 +397,21 @@ impl Field<'_> {
         let options = [
             ("--target", address.to_string()),
             ("--pid", server.id().to_string()),
-            ("--connections", args.connections.to_string()),
-            ("--window", window.to_string()),
-            ("--payload", args.payload.to_string()),
+            ("--publishers", args.publishers.to_string()),
+            (option, value),
             ("--warmup", humantime::format_duration(args.warmup).to_string()),
             ("--duration", humantime::format_duration(args.duration).to_string()),
             ("--drain", DRAIN.to_owned()),
             ("--opening", OPENING.to_owned()),
             ("--cpus", list(&args.cpus)),
-            ("--label", format!("{name}, window {window}, round {round}")),
+            ("--label", format!("{name}, {}, round {round}", words(load))),
         ];
         command.arg("fanout").arg("--out").arg(&folder);
-        command.args(options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]));
+        let options = options.into_iter().chain(rooms(args));
+        command.args(options.flat_map(|(option, value)| [option.to_owned(), value]));
+        if args.rooms > 1 {
+            command.arg("--roam");
+        }
         let log = self.work.join("generator.log");
         let mut generator = Owned::start(&mut command, &log).map_err(cannot("the generator"))?;
         // Its exit code tells no more than its report.
@@ -354,6 +434,40 @@ impl Field<'_> {
     }
 }
 
+/// The options that say who is in which room, and what is published there.
+fn rooms(args: &PeersArgs) -> Vec<(&'static str, String)> {
+    if args.rooms == 1 {
+        return vec![
+            ("--connections", args.connections.to_string()),
+            ("--payload", args.payload.to_string()),
+        ];
+    }
+    vec![
+        ("--connections", (args.connections + args.publishers).to_string()),
+        ("--payload", (AROUND + args.payload as usize).to_string()),
+        ("--rooms", args.rooms.to_string()),
+        ("--path", "/ws".to_owned()),
+        ("--join", JOIN.to_owned()),
+        ("--message", MESSAGE.to_owned()),
+    ]
+}
+
+/// Messages per second that make half of the deliveries/s that the peer of `--half-rate-of` had in
+/// the best of `runs`, if it had any.
+fn half_rate(args: &PeersArgs, runs: &[Run]) -> Option<f64> {
+    let name = args.half_rate_of.as_ref()?;
+    let good = runs.iter().filter(|run| run.peer == name && run.problems.is_empty());
+    let most = good.filter_map(deliveries_per_second).max_by(f64::total_cmp)?;
+    // Roaming publishers are members, too; each room is as likely as any other.
+    let publisher = f64::from(u8::from(args.rooms > 1));
+    let members = f64::from(args.connections) / f64::from(args.rooms) + publisher;
+    Some(most / 2.0 / members).filter(|&rate| rate > 0.0)
+}
+
+fn deliveries_per_second(run: &Run) -> Option<f64> {
+    run.report.pointer("/traffic/deliveries_per_second").and_then(Value::as_f64)
+}
+
 /// What a report complains of.
 fn problems(report: &Value) -> Vec<String> {
     let passed = report.pointer("/verdict/passed").and_then(Value::as_bool) == Some(true);
@@ -368,11 +482,19 @@ fn problems(report: &Value) -> Vec<String> {
 
 /// One run in a line.
 fn line(run: &Run) -> String {
-    let rate = run.report.pointer("/traffic/deliveries_per_second").and_then(Value::as_f64);
+    let rate = deliveries_per_second(run);
     let rate = rate.map_or("no figures".to_owned(), |rate| format!("{rate:.0} deliveries/s"));
-    let Run { peer, window, problems, .. } = run;
+    let Run { peer, load, problems, .. } = run;
     let failed = if problems.is_empty() { "" } else { "; FAILED: " };
-    format!("{peer:12} window {window:<3} {rate}{failed}{}", problems.join(", "))
+    format!("{peer:12} {:10} {rate}{failed}{}", words(*load), problems.join(", "))
+}
+
+/// A load in a few words.
+fn words(load: Load) -> String {
+    match load {
+        Load::Window(window) => format!("window {window}"),
+        Load::Rate(rate) => format!("half rate, {rate:.1} messages/s"),
+    }
 }
 
 /// Who takes part with what, and who does not and why.
@@ -398,8 +520,7 @@ impl Record<'_> {
         let panels = table::panels(self.peers, self.table);
         if !panels.is_empty() {
             let path = out.join("peers.svg");
-            let members = self.parameters.connections;
-            let title = format!("{members} members, in brackets the ratio to fanwire");
+            let title = format!("{}, in brackets the ratio to fanwire", self.parameters.members());
             plot::bar_panels(&path, &title, &panels)
                 .map_err(|cause| PeersError::Write { path: path.clone(), cause })?;
         }
@@ -411,19 +532,26 @@ impl Record<'_> {
 
     fn text(&self) -> String {
         let Self { parameters, environment, .. } = self;
-        let PeersArgs { connections, payload, rounds, duration, server_cpus, .. } = parameters;
+        let PeersArgs { payload, rounds, duration, server_cpus, half_rate_of, .. } = parameters;
         let Environment { cpu, cpus, kernel, .. } = environment;
         let mut text = format!(
             "# Peers, {}\n\n\
-             {connections} members of one room, {payload} bytes a message, closed loop; server on \
-             CPU {}, generator on CPU {}, of {cpus} ({cpu}), Linux {kernel}. Median of {rounds} \
-             interleaved rounds of {} s (lowest..highest), then the ratio to Fanwire: the median \
-             of the ratios of single rounds.\n\n",
+             {}, {payload} bytes a message, closed loop; server on CPU {}, generator on CPU {}, of \
+             {cpus} ({cpu}), Linux {kernel}. Median of {rounds} interleaved rounds of {} s \
+             (lowest..highest), then the ratio to Fanwire: the median of the ratios of single \
+             rounds.\n\n",
             self.started,
+            parameters.members(),
             list(server_cpus),
             list(&parameters.cpus),
             duration.as_secs_f64(),
         );
+        if let Some(name) = half_rate_of {
+            text += &format!(
+                "Half rate: an open loop at half of the highest deliveries/s of {name} in the same \
+                 round.\n\n"
+            );
+        }
         text += &table::markdown(self.peers, self.table);
         text += "\n";
         text += &who(self.peers);

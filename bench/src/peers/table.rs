@@ -21,12 +21,23 @@ pub struct Run {
     pub round: u32,
     /// Who.
     pub peer: &'static str,
-    /// Messages under way at once.
-    pub window: u32,
+    /// How much load.
+    #[serde(flatten)]
+    pub load: Load,
     /// What went wrong; none if the run is good.
     pub problems: Vec<String>,
     /// `report.json` of the run less what all runs have in common; null if there was none.
     pub report: Value,
+}
+
+/// The load of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Load {
+    /// Closed loop: messages of each publisher under way.
+    Window(u32),
+    /// Open loop: messages per second, the same for everybody in the round.
+    Rate(f64),
 }
 
 /// What is measured.
@@ -36,52 +47,69 @@ struct Measure {
     unit: &'static str,
     /// Where it is in a report.
     pointer: &'static str,
-    /// Whether it depends on the window; otherwise all runs of a round count.
-    windowed: bool,
+    runs: Runs,
     lower_is_better: bool,
 }
 
-const MEASURES: [Measure; 6] = [
+/// Which runs have a figure for a measure.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Runs {
+    /// Those with a window, each window for itself.
+    Windows,
+    /// Those with a rate.
+    Rate,
+    /// All.
+    All,
+}
+
+const MEASURES: [Measure; 7] = [
     Measure {
         name: "deliveries",
         unit: "/s",
         pointer: "/traffic/deliveries_per_second",
-        windowed: true,
+        runs: Runs::Windows,
         lower_is_better: false,
     },
     Measure {
         name: "server CPU per delivery",
         unit: "us",
         pointer: "/server/cpu_us_per_delivery",
-        windowed: true,
+        runs: Runs::Windows,
         lower_is_better: true,
     },
     Measure {
         name: "latency p99",
         unit: "ms",
         pointer: "/traffic/latency/p99_ms",
-        windowed: true,
+        runs: Runs::Windows,
+        lower_is_better: true,
+    },
+    Measure {
+        name: "latency p99 at half rate",
+        unit: "ms",
+        pointer: "/traffic/latency/p99_ms",
+        runs: Runs::Rate,
         lower_is_better: true,
     },
     Measure {
         name: "time to the last member p50",
         unit: "ms",
         pointer: "/traffic/to_last/p50_ms",
-        windowed: true,
+        runs: Runs::Windows,
         lower_is_better: true,
     },
     Measure {
         name: "connections opened",
         unit: "/s",
         pointer: "/opening/per_second",
-        windowed: false,
+        runs: Runs::All,
         lower_is_better: false,
     },
     Measure {
         name: "RSS per idle connection",
         unit: "B",
         pointer: "/server/rss_bytes_per_connection",
-        windowed: false,
+        runs: Runs::All,
         lower_is_better: true,
     },
 ];
@@ -149,19 +177,24 @@ pub fn rows(entrants: &[Entrant], runs: &[Run], windows: &[u32]) -> Vec<Row> {
         cells: entrants.iter().map(|entrant| cell(entrant.name, measure, window, runs)).collect(),
         lower_is_better: measure.lower_is_better,
     };
+    let has_rate = runs.iter().any(|run| matches!(run.load, Load::Rate(_)));
     let mut rows = Vec::new();
     for measure in &MEASURES {
-        if measure.windowed {
-            rows.extend(windows.iter().map(|&window| row(measure, Some(window))));
-        } else {
-            rows.push(row(measure, None));
+        match measure.runs {
+            Runs::Windows => rows.extend(windows.iter().map(|&window| row(measure, Some(window)))),
+            Runs::Rate if !has_rate => {}
+            Runs::Rate | Runs::All => rows.push(row(measure, None)),
         }
     }
     rows
 }
 
 fn cell(peer: &str, measure: &Measure, window: Option<u32>, runs: &[Run]) -> Cell {
-    let counts = |run: &&Run| window.is_none_or(|window| window == run.window);
+    let counts = |run: &&Run| match (measure.runs, run.load) {
+        (Runs::All, _) | (Runs::Rate, Load::Rate(_)) => true,
+        (Runs::Windows, Load::Window(own)) => Some(own) == window,
+        (Runs::Windows, Load::Rate(_)) | (Runs::Rate, Load::Window(_)) => false,
+    };
     let of = |name| runs.iter().filter(counts).filter(move |run| run.peer == name);
     if of(peer).next().is_none() {
         return Cell::Absent;
@@ -172,7 +205,7 @@ fn cell(peer: &str, measure: &Measure, window: Option<u32>, runs: &[Run]) -> Cel
     let Some(values) = of(peer).map(|run| measure.value(run)).collect::<Option<Vec<_>>>() else {
         return Cell::Unmeasured;
     };
-    let same = |run: &Run, base: &Run| run.round == base.round && run.window == base.window;
+    let same = |run: &Run, base: &Run| run.round == base.round && run.load == base.load;
     let ratios = of(peer).map(|run| {
         let base = of(FANWIRE).find(|base| same(run, base) && base.problems.is_empty())?;
         Some(measure.value(run)? / measure.value(base)?)
@@ -292,7 +325,7 @@ mod tests {
             "opening": { "per_second": rate / 10.0 },
             "server": { "cpu_us_per_delivery": 0.5, "rss_bytes_per_connection": 152.0 },
         });
-        Run { round, peer, window, problems: Vec::new(), report }
+        Run { round, peer, load: Load::Window(window), problems: Vec::new(), report }
     }
 
     fn figure(row: &Row, peer: usize) -> Figure {
@@ -324,6 +357,28 @@ mod tests {
         let opened = rows.iter().find(|row| row.measure == "connections opened").expect("a row");
         assert_eq!(opened.window, None);
         assert_eq!(ratio(opened, 1), 0.65, "of 0.5, 0.5, 0.8 and 2");
+    }
+
+    #[test]
+    fn a_run_at_a_rate_is_beside_those_with_windows() {
+        let peers = [entrant(FANWIRE), entrant("bun")];
+        let at_rate = |peer, round, p99: f64| {
+            let mut run = run(peer, round, 0, 1.0);
+            run.load = Load::Rate(90.5);
+            run.report["traffic"]["latency"]["p99_ms"] = p99.into();
+            run
+        };
+        let mut runs = vec![run(FANWIRE, 1, 1, 100.0), run("bun", 1, 1, 90.0)];
+        let name = "latency p99 at half rate";
+        assert!(rows(&peers, &runs, &[1]).iter().all(|row| row.measure != name), "nobody asked");
+        runs.extend([at_rate(FANWIRE, 1, 4.0), at_rate("bun", 1, 5.0)]);
+        let rows = rows(&peers, &runs, &[1]);
+        let row = rows.iter().find(|row| row.measure == name).expect("a row");
+        assert_eq!((row.window, figure(row, 1).spread.median), (None, 5.0));
+        assert_eq!(figure(row, 1).ratio.expect("a ratio").median, 1.25);
+        assert_eq!(figure(&rows[0], 1).spread.median, 90.0, "windows mind no rate");
+        let json = |run: &Run| serde_json::to_value(run).expect("JSON");
+        assert_eq!((&json(&runs[0])["window"], &json(&runs[2])["rate"]), (&1.into(), &90.5.into()));
     }
 
     #[test]

@@ -217,7 +217,7 @@ impl Fanout {
         let rooms = self.rules.rooms;
         let publisher = &mut self.publishers[index];
         let mut lines = rooms.lines_of(publisher.number);
-        let line = lines.nth(publisher.random.next() as usize % lines.len())?;
+        let line = lines.nth(publisher.random.draw() as usize % lines.len())?;
         let room = rooms.room(line);
         let members = self.shared.rooms[room as usize].load(Relaxed);
         let hearers = members.saturating_sub(u32::from(!self.rules.sender_receives));
