@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::Serialize;
 
 use crate::bare::BareArgs;
+use crate::beside::BesideArgs;
 use crate::compare::CompareArgs;
 use crate::merge::MergeArgs;
 use crate::peers::PeersArgs;
@@ -185,6 +186,10 @@ pub struct FanoutArgs {
     /// The server does not deliver a message to its own publisher.
     #[arg(long)]
     pub sender_excluded: bool,
+    #[command(flatten)]
+    #[serde(flatten)]
+    /// See [`BesideArgs`].
+    pub beside: BesideArgs,
 }
 
 /// Options of `storm`.

@@ -6,12 +6,14 @@
 //! Never: touches a connection.
 
 use std::io;
+use std::ops::Add;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use crate::beside;
 use crate::cli::{Common, Scenario, StormArgs};
 use crate::engine::Finished;
 use crate::host::{self, Slabs, Usage};
@@ -38,8 +40,10 @@ const SETTLED_WITHIN: Duration = Duration::from_secs(30);
 pub struct Moment {
     /// When.
     pub at: Option<Instant>,
-    /// The counters.
+    /// The counters of all classes.
     pub totals: Totals,
+    /// The counters of each: the main one, and those beside it.
+    pub classes: [Totals; 1 + beside::NAMES.len()],
     /// This process.
     pub generator: Usage,
     /// The process of `--pid`.
@@ -89,7 +93,10 @@ pub struct Back {
 pub struct Conductor<'c> {
     scenario: &'c Scenario,
     common: &'c Common,
+    /// The main class.
     shared: Arc<Shared>,
+    /// The classes beside it.
+    beside: [Option<Arc<Shared>>; beside::NAMES.len()],
     interrupted: Arc<AtomicBool>,
     began: Instant,
     began_ns: u64,
@@ -103,12 +110,18 @@ pub struct Conductor<'c> {
 impl<'c> Conductor<'c> {
     /// Before the first connection.
     #[must_use]
-    pub fn new(scenario: &'c Scenario, shared: Arc<Shared>, interrupted: Arc<AtomicBool>) -> Self {
+    pub fn new(
+        scenario: &'c Scenario,
+        shared: Arc<Shared>,
+        beside: [Option<Arc<Shared>>; beside::NAMES.len()],
+        interrupted: Arc<AtomicBool>,
+    ) -> Self {
         let (began, began_ns) = (Instant::now(), shared.clock.now());
         Self {
             scenario,
             common: scenario.common(),
             shared,
+            beside,
             interrupted,
             began,
             began_ns,
@@ -131,12 +144,13 @@ impl<'c> Conductor<'c> {
     ) -> io::Result<(Stages, Vec<Finished>)> {
         let mut stages = Stages { before, ..Stages::default() };
         self.open();
-        let opened_ns = self.shared.last_ready_ns().max(self.began_ns);
+        let last_ready_ns = self.all().map(Shared::last_ready_ns).max().unwrap_or(0);
+        let opened_ns = last_ready_ns.max(self.began_ns);
         stages.opening_seconds = (opened_ns - self.began_ns) as f64 / 1e9;
         stages.open = self.snapshot(true);
         stages.problems.extend(self.wait_for_start());
         if let Scenario::Idle(_) = self.scenario {
-            self.shared.enter(Stage::Running);
+            self.enter(Stage::Running);
         }
         self.hold(&mut stages);
         match self.scenario {
@@ -149,9 +163,9 @@ impl<'c> Conductor<'c> {
         }
         stages.closing = self.snapshot(false);
         stages.slabs = slabs_before.and_then(|before| Some((before, host::slabs()?)));
-        self.shared.enter(Stage::Closing);
+        self.enter(Stage::Closing);
         self.close(&stages.closing.totals);
-        self.shared.enter(Stage::Ended);
+        self.enter(Stage::Ended);
         let finished = self
             .workers
             .drain(..)
@@ -170,10 +184,27 @@ impl<'c> Conductor<'c> {
         (self.timeline, self.interrupted.load(Ordering::Relaxed))
     }
 
+    /// The main class and those beside it.
+    fn all(&self) -> impl Iterator<Item = &Shared> {
+        let beside = self.beside.iter().flatten();
+        [&self.shared].into_iter().chain(beside).map(Arc::as_ref)
+    }
+
+    /// The counters of all classes.
+    fn totals(&self) -> Totals {
+        self.all().map(Shared::totals).fold(Totals::default(), Totals::add)
+    }
+
+    /// Moves all classes on.
+    fn enter(&self, stage: Stage) {
+        self.all().for_each(|shared| shared.enter(stage));
+    }
+
     /// Waits until every connection is ready or has failed for good.
     fn open(&mut self) {
         self.mark("open");
-        let asked = u64::from(self.common.connections);
+        let beside = self.scenario.fanout().map_or(0, |args| args.beside.connections());
+        let asked = u64::from(self.common.connections + beside);
         let mut progress = Progress::start("open", asked, "connections");
         let began = self.began;
         let message = |totals: &Totals| {
@@ -197,7 +228,7 @@ impl<'c> Conductor<'c> {
             }
             thread::sleep(LOOK_EVERY);
         }
-        let totals = self.shared.totals();
+        let totals = self.totals();
         progress.finish(totals.ready, &message(&totals));
     }
 
@@ -242,20 +273,23 @@ impl<'c> Conductor<'c> {
         if let Some(messages) = messages {
             // Before the first message, or its first deliveries would be missing in the figures.
             stages.measure_from = self.snapshot(false);
-            self.shared.measure_from(self.shared.clock.now());
-            self.shared.enter(Stage::Running);
+            let now = self.shared.clock.now();
+            self.all().for_each(|shared| shared.measure_from(now));
+            self.enter(Stage::Running);
             self.publish(messages);
         } else {
             let from = self.shared.clock.now() + load.warmup.as_nanos() as u64;
-            self.shared.measure_from(from);
-            self.shared.measure_until(from + load.duration.as_nanos() as u64);
-            self.shared.enter(Stage::Running);
+            for shared in self.all() {
+                shared.measure_from(from);
+                shared.measure_until(from + load.duration.as_nanos() as u64);
+            }
+            self.enter(Stage::Running);
             self.pass("warm up", load.warmup);
             stages.measure_from = self.snapshot(false);
             self.pass("measure", load.duration);
         }
         stages.measure_until = self.snapshot(false);
-        self.shared.enter(Stage::Draining);
+        self.enter(Stage::Draining);
         self.drain(load.drain);
     }
 
@@ -266,7 +300,9 @@ impl<'c> Conductor<'c> {
         let message = |totals: &Totals| format!("{} deliveries", totals.delivered);
         let (mut moved, mut since) = ((0, 0), Instant::now());
         while !self.is_over() && since.elapsed() < NO_PROGRESS {
-            let totals = self.look();
+            self.look();
+            // Nobody waits for those beside: they go on for as long as this does.
+            let totals = self.shared.totals();
             progress.set(totals.published, || message(&totals));
             if moved != (totals.published, totals.delivered) {
                 (moved, since) = ((totals.published, totals.delivered), Instant::now());
@@ -282,7 +318,7 @@ impl<'c> Conductor<'c> {
 
     fn storm(&mut self, args: &StormArgs, stages: &mut Stages) {
         stages.measure_from = self.snapshot(false);
-        self.shared.enter(Stage::Running);
+        self.enter(Stage::Running);
         for _ in 0..args.waves {
             self.pass("stay", args.stay);
             if self.is_over() {
@@ -323,7 +359,7 @@ impl<'c> Conductor<'c> {
     /// Lets `duration` pass.
     fn pass(&mut self, what: &'static str, duration: Duration) {
         self.mark(what);
-        let (began, before) = (Instant::now(), self.shared.totals());
+        let (began, before) = (Instant::now(), self.totals());
         let mut progress = Progress::start(what, duration.as_millis() as u64, "ms");
         let loads = self.shared.stage() == Stage::Running;
         let message = |totals: &Totals| {
@@ -341,7 +377,7 @@ impl<'c> Conductor<'c> {
             progress.set(began.elapsed().as_millis() as u64, || message(&totals));
             thread::sleep(LOOK_EVERY.min(duration.saturating_sub(began.elapsed())));
         }
-        progress.finish(began.elapsed().as_millis() as u64, &message(&self.shared.totals()));
+        progress.finish(began.elapsed().as_millis() as u64, &message(&self.totals()));
     }
 
     /// Waits for what is still under way, and a little longer for what should not come; slow
@@ -415,17 +451,18 @@ impl<'c> Conductor<'c> {
 
     /// Reads the counters and adds to the timeline when it is time.
     fn look(&mut self) -> Totals {
-        let totals = self.shared.totals();
+        let totals = self.totals();
         let passed = self.sampled.elapsed();
         if passed >= SAMPLE_EVERY {
             self.sampled = Instant::now();
             let delivered = totals.delivered - self.sampled_delivered;
             self.sampled_delivered = totals.delivered;
+            let worst_ns = self.all().map(Shared::take_worst_ns).max().unwrap_or(0);
             self.timeline.samples.push(Sample {
                 seconds: self.began.elapsed().as_secs_f64(),
                 connections: totals.ready.saturating_sub(totals.ended),
                 deliveries_per_second: delivered as f64 / passed.as_secs_f64(),
-                worst_ms: self.shared.take_worst_ns() as f64 / 1e6,
+                worst_ms: worst_ns as f64 / 1e6,
                 server_rss_kib: self.common.pid.and_then(host::rss_kib),
             });
         }
@@ -442,9 +479,15 @@ impl<'c> Conductor<'c> {
     #[must_use]
     pub fn snapshot(&self, with_pss: bool) -> Moment {
         let read = if with_pss { host::usage_with_pss } else { host::usage };
+        let mut classes = [Totals::default(); 1 + beside::NAMES.len()];
+        classes[0] = self.shared.totals();
+        for (totals, shared) in classes[1..].iter_mut().zip(&self.beside) {
+            *totals = shared.as_ref().map_or(Totals::default(), |shared| shared.totals());
+        }
         Moment {
             at: Some(Instant::now()),
-            totals: self.shared.totals(),
+            totals: classes.into_iter().fold(Totals::default(), Totals::add),
+            classes,
             generator: read(std::process::id()).unwrap_or_default(),
             server: self.common.pid.and_then(read).unwrap_or_default(),
             slab_kib: host::slab_kib(),

@@ -1,8 +1,10 @@
 //! The figures of a run: what the conductor noted and the threads found, as a report.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use crate::beside;
 use crate::cli::{Scenario, SlowArgs};
 use crate::conductor::{Moment, Stages};
 use crate::engine::{Finished, Wave};
@@ -13,9 +15,11 @@ use crate::plan::Slow;
 use crate::report::{
     Closing, FORMAT, Opening, Parameters, Process, Raw, Report, Timeline, Traffic, Verdict,
 };
-use crate::sections::{self, Cache, Heartbeat, Hold, Kernel, Sections};
+use crate::sections::{self, Beside, Cache, Heartbeat, Hold, Kernel, Sections};
 use crate::shared::Totals;
 
+/// The main class of load; those beside it follow.
+const MAIN: usize = 0;
 /// Caches of kernel objects in a report: those beyond hardly grow.
 const CACHES_MAX: usize = 12;
 /// A cache that grew by less has nothing of every connection: the rest of the host moves, too.
@@ -75,10 +79,10 @@ pub struct Facts<'c> {
     pub scenario: &'c Scenario,
     /// The moments in between.
     pub stages: Stages,
-    /// The counters at the end.
-    pub totals: Totals,
-    /// What the threads found.
-    pub found: Found,
+    /// After the closing.
+    pub end: Moment,
+    /// What the threads of each class found: of the main one, and of those beside it.
+    pub found: [Found; 1 + beside::NAMES.len()],
     /// What happened when.
     pub timeline: Timeline,
     /// Whether Ctrl-C ended it early.
@@ -101,7 +105,7 @@ impl Facts<'_> {
             environment: Environment::read(common.pid),
             threads,
             opening: self.opening(),
-            traffic: delivers.then(|| self.traffic()),
+            traffic: delivers.then(|| self.traffic(MAIN)),
             closing: self.closing(),
             generator: self.process(|moment| moment.generator),
             server: common.pid.map(|_| self.process(|moment| moment.server)),
@@ -111,41 +115,45 @@ impl Facts<'_> {
             verdict: self.verdict(),
             folder,
         };
-        let handshake = self.found.handshake();
-        let Found { latency, to_last, .. } = self.found;
+        let handshake = self.found[MAIN].handshake();
+        let [Found { latency, to_last, .. }, beside @ ..] = self.found;
         // The round trips of pings are no deliveries.
         let latency = if delivers { latency } else { Latency::default() };
-        (report, Raw { handshake, latency, to_last, timeline: self.timeline })
+        let beside = beside.map(|found| found.latency);
+        (report, Raw { handshake, latency, to_last, beside, timeline: self.timeline })
     }
 
     fn window_seconds(&self) -> f64 {
         seconds(&self.stages.measure_from, &self.stages.measure_until)
     }
 
-    fn window(&self, count: fn(&Totals) -> u64) -> u64 {
-        count(&self.stages.measure_until.totals) - count(&self.stages.measure_from.totals)
+    /// What was counted in the measured window, by one class.
+    fn window(&self, class: usize, count: fn(&Totals) -> u64) -> u64 {
+        let Stages { measure_from, measure_until, .. } = &self.stages;
+        count(&measure_until.classes[class]) - count(&measure_from.classes[class])
     }
 
     fn opening(&self) -> Opening {
         let seconds = self.stages.opening_seconds;
-        let handshake = &self.found.waves[0].handshake;
+        let handshake = &self.found[MAIN].waves[0].handshake;
         let ready = handshake.count();
         Opening {
             asked: self.scenario.common().connections,
             ready,
-            failed: self.found.failed().by_name(),
+            failed: self.found[MAIN].failed().by_name(),
             seconds,
             per_second: ratio(ready as f64, seconds),
             handshake: handshake.into(),
         }
     }
 
-    fn traffic(&self) -> Traffic {
-        let (seconds, totals, found) = (self.window_seconds(), &self.totals, &self.found);
-        let delivered = self.window(|totals| totals.delivered);
+    fn traffic(&self, class: usize) -> Traffic {
+        let (totals, found) = (&self.end.classes[class], &self.found[class]);
+        let seconds = self.window_seconds();
+        let delivered = self.window(class, |totals| totals.delivered);
         Traffic {
             seconds,
-            published: self.window(|totals| totals.published),
+            published: self.window(class, |totals| totals.published),
             delivered,
             deliveries_per_second: ratio(delivered as f64, seconds),
             latency: (&found.latency).into(),
@@ -161,14 +169,14 @@ impl Facts<'_> {
 
     fn closing(&self) -> Closing {
         let Totals { ready, ended, .. } = self.stages.closing.totals;
-        let clean = self.totals.closed_clean;
+        let clean = self.end.totals.closed_clean;
         Closing { clean, unclean: ready.saturating_sub(ended).saturating_sub(clean) }
     }
 
     fn process(&self, usage: fn(&Moment) -> Usage) -> Process {
         let Stages { before, open, measure_from, measure_until, .. } = &self.stages;
         let cpus = cpus(measure_from, measure_until, usage);
-        let delivered = self.window(|totals| totals.delivered) as f64;
+        let delivered = (measure_until.totals.delivered - measure_from.totals.delivered) as f64;
         let cpu_us = cpus * self.window_seconds() * 1e6;
         let connections = open.totals.ready as f64;
         let (before, open, after) = (usage(before), usage(open), usage(measure_until));
@@ -199,6 +207,7 @@ impl Facts<'_> {
                 Scenario::Slow(args) => Some(self.slow(args)),
                 _ => None,
             },
+            beside: self.beside(),
             kernel: self.kernel(),
             server_rss_kib_max: rss.max(),
         }
@@ -218,8 +227,9 @@ impl Facts<'_> {
     }
 
     fn heartbeat(&self) -> Option<Heartbeat> {
-        let Totals { pings_received, pings_answered, pings_sent, pongs_received, .. } = self.totals;
-        let round_trip = (pongs_received > 0).then(|| (&self.found.latency).into());
+        let Totals { pings_received, pings_answered, pings_sent, pongs_received, .. } =
+            self.end.totals;
+        let round_trip = (pongs_received > 0).then(|| (&self.found[MAIN].latency).into());
         (pings_received + pings_sent > 0).then_some(Heartbeat {
             pings_received,
             pings_answered,
@@ -230,7 +240,7 @@ impl Facts<'_> {
     }
 
     fn storm(&self) -> sections::Storm {
-        let waves = self.found.waves.iter().skip(1).zip(&self.stages.waves);
+        let waves = self.found[MAIN].waves.iter().skip(1).zip(&self.stages.waves);
         let wave = |(wave, back): (&Wave, &crate::conductor::Back)| sections::Wave {
             dropped: wave.dropped,
             back: wave.handshake.count(),
@@ -241,7 +251,7 @@ impl Facts<'_> {
             failed: wave.failed.by_name(),
         };
         sections::Storm {
-            handshake: (&self.found.handshake()).into(),
+            handshake: (&self.found[MAIN].handshake()).into(),
             waves: waves.map(wave).collect(),
         }
     }
@@ -251,11 +261,23 @@ impl Facts<'_> {
         let numbers = 0..args.fanout.common.connections;
         sections::Slow {
             connections: numbers.filter(|&number| slow.has(number)).count() as u64,
-            open: self.found.slow_open,
-            ended: self.found.slow_ended.by_name(),
+            open: self.found[MAIN].slow_open,
+            ended: self.found[MAIN].slow_ended.by_name(),
             bytes_under_load: self.stages.measure_until.totals.slow_bytes,
-            bytes: self.totals.slow_bytes,
+            bytes: self.end.totals.slow_bytes,
         }
+    }
+
+    fn beside(&self) -> BTreeMap<String, Beside> {
+        let Some(main) = self.scenario.fanout() else { return BTreeMap::new() };
+        let classes = beside::NAMES.into_iter().zip(beside::classes(main)).enumerate();
+        let class = |(index, (name, args)): (usize, (&str, Option<_>))| {
+            args?;
+            let class = MAIN + 1 + index;
+            let connections = self.found[class].handshake().count();
+            Some((name.to_owned(), Beside { connections, traffic: self.traffic(class) }))
+        };
+        classes.filter_map(class).collect()
     }
 
     /// Not where the memory of connections is mostly data, or of ends that nobody has any more.
@@ -270,26 +292,14 @@ impl Facts<'_> {
     }
 
     fn verdict(&self) -> Verdict {
-        let totals = &self.totals;
         let mut problems = self.stages.problems.clone();
-        let mut check = |count: u64, what: &str| {
-            if count > 0 {
-                problems.push(format!("{count} {what}"));
-            }
-        };
-        let is_storm = matches!(self.scenario, Scenario::Storm(_));
-        for (failure, count) in self.found.failed().iter() {
-            // In a storm an attempt may fail: what counts is who is back in time.
-            let fatal = failure.is_disconnection() || failure == Failure::Protocol;
-            if fatal || !is_storm {
-                check(count, &format!("connections failed: {failure}"));
-            }
+        problems.extend(self.failed_in(MAIN));
+        for (index, name) in beside::NAMES.into_iter().enumerate() {
+            let failed = self.failed_in(MAIN + 1 + index).into_iter();
+            problems.extend(failed.map(|problem| format!("{problem} ({name} beside)")));
         }
-        check(self.found.lost, "deliveries lost");
-        check(totals.duplicated, "deliveries duplicated");
-        check(totals.reordered, "deliveries reordered");
-        check(totals.foreign, "messages that are not ours");
         if !self.interrupted {
+            let mut check = |count: u64, what: &str| problems.extend(problem(count, what));
             check(self.stages.open.totals.awaited, "connections never opened");
             for (index, back) in self.stages.waves.iter().enumerate() {
                 check(back.missing, &format!("connections not back in wave {}", index + 1));
@@ -298,11 +308,39 @@ impl Facts<'_> {
                 && let Some(messages) = args.messages
             {
                 let asked = u64::from(messages) * u64::from(args.publishers);
-                check(asked.saturating_sub(totals.published), "messages never published");
+                let published = self.end.classes[MAIN].published;
+                check(asked.saturating_sub(published), "messages never published");
             }
         }
         Verdict { passed: problems.is_empty(), problems }
     }
+
+    /// What went wrong with the connections and deliveries of one class.
+    fn failed_in(&self, class: usize) -> Vec<String> {
+        let (found, totals) = (&self.found[class], &self.end.classes[class]);
+        let is_storm = matches!(self.scenario, Scenario::Storm(_));
+        // In a storm an attempt may fail: what counts is who is back in time.
+        let fatal = |failure: Failure| {
+            failure.is_disconnection() || failure == Failure::Protocol || !is_storm
+        };
+        let failed = found.failed();
+        let failed = failed.iter().filter(|&(failure, _)| fatal(failure));
+        let failed =
+            failed.map(|(failure, count)| (count, format!("connections failed: {failure}")));
+        let deliveries = [
+            (found.lost, "deliveries lost"),
+            (totals.duplicated, "deliveries duplicated"),
+            (totals.reordered, "deliveries reordered"),
+            (totals.foreign, "messages that are not ours"),
+        ];
+        let deliveries = deliveries.into_iter().map(|(count, what)| (count, what.to_owned()));
+        failed.chain(deliveries).filter_map(|(count, what)| problem(count, &what)).collect()
+    }
+}
+
+/// `count` of something that should not be, if it is.
+fn problem(count: u64, what: &str) -> Option<String> {
+    (count > 0).then(|| format!("{count} {what}"))
 }
 
 /// What `connections` take: from `before` them, to all being `open`, to the generator's ends having

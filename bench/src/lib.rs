@@ -6,6 +6,7 @@
 //!         engine -> {ring, wire, window, slow}   one worker thread and its connections
 //!         scenario -> {template, sequence}       what is sent, and whether all of it arrived
 //!         {engine, scenario} -> rooms            who is in which room and publishes where
+//!         beside                                 small rooms and echoes beside the main load
 //!         facts -> report -> {sections, plot}    the figures, and one folder per run
 //! main -> {compare, merge} -> {report, plot}     folders of runs in, figures out
 //! main -> peers -> {host, plot}                  other servers, and this binary as their load
@@ -16,6 +17,7 @@
 //! measures it must not have its bugs. Only [`ring`] has unsafe code.
 
 pub mod bare;
+pub mod beside;
 pub mod cli;
 pub mod compare;
 pub mod conductor;

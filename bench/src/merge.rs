@@ -295,11 +295,12 @@ fn merge_sections(reports: &[Report]) -> Sections {
 
 /// Parts of a report that do not add up: they have percentiles without their histograms.
 fn left_out(report: &Report) -> Vec<&'static str> {
-    let Sections { holds, heartbeat, storm, .. } = &report.sections;
+    let Sections { holds, heartbeat, storm, beside, .. } = &report.sections;
     let parts = [
         ("holds", !holds.is_empty()),
         ("heartbeat", heartbeat.is_some()),
         ("storm", storm.is_some()),
+        ("beside", !beside.is_empty()),
     ];
     parts.into_iter().filter_map(|(name, there)| there.then_some(name)).collect()
 }

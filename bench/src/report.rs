@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+use crate::beside;
 use crate::cli::Scenario;
 use crate::host::{Environment, Usage};
 use crate::measure::{self, HlogError, Latency};
@@ -32,6 +33,8 @@ pub const FORMAT: u32 = 1;
 const REPORT: &str = "report.json";
 const HISTOGRAMS: &str = "latency.hlog";
 const TIMELINE: &str = "timeline.json";
+/// Tags of the classes beside the main load, in the order of their names.
+const BESIDE: [&str; beside::NAMES.len()] = ["beside_rooms", "beside_echoes"];
 
 /// Why the folder could not be written.
 #[derive(Debug, Error)]
@@ -291,14 +294,18 @@ pub struct Raw {
     pub latency: Latency,
     /// Last deliveries.
     pub to_last: Latency,
+    /// Deliveries of the classes beside the main load, in the order of their names.
+    pub beside: [Latency; beside::NAMES.len()],
     /// What happened when.
     pub timeline: Timeline,
 }
 
 impl Raw {
     /// The histograms with their tags in `latency.hlog`.
-    fn histograms(&self) -> [(&'static str, &Latency); 3] {
-        [("delivery", &self.latency), ("last", &self.to_last), ("handshake", &self.handshake)]
+    fn histograms(&self) -> Vec<(&'static str, &Latency)> {
+        let main =
+            [("delivery", &self.latency), ("last", &self.to_last), ("handshake", &self.handshake)];
+        main.into_iter().chain(BESIDE.into_iter().zip(&self.beside)).collect()
     }
 
     /// What the latency of the run is, by name: `idle` delivers nothing, so it is handshakes.
@@ -323,7 +330,11 @@ impl Raw {
                 "delivery" => raw.latency.merge(&latency),
                 "last" => raw.to_last.merge(&latency),
                 "handshake" => raw.handshake.merge(&latency),
-                _ => {}
+                other => {
+                    if let Some(index) = BESIDE.iter().position(|tag| *tag == other) {
+                        raw.beside[index].merge(&latency);
+                    }
+                }
             }
         }
         Ok(raw)
@@ -453,7 +464,9 @@ impl Report {
         fs::write(&path, latency.to_hgrm()).map_err(failed(&path))?;
         let path = folder.join("latency.svg");
         let title = self.title("latency");
-        let curves = [(name, latency), ("last delivery", &raw.to_last)];
+        let [rooms, echoes] = &raw.beside;
+        let beside = [("rooms beside", rooms), ("echoes beside", echoes)];
+        let curves = [&[(name, latency), ("last delivery", &raw.to_last)][..], &beside].concat();
         plot::latency(&path, &title, &curves).map_err(|cause| WriteError::new(&path, cause))?;
         let path = folder.join("timeline.svg");
         let title = self.title("timeline");

@@ -1,7 +1,8 @@
 //! A run from the command line to the report.
 //!
-//! Checks the command line, starts the workers, lets the [`Conductor`] take them through the run
-//! and has the [`Facts`] put the report together. Ctrl-C ends early; a second one at once.
+//! Checks the command line, starts the workers of each class of load, lets the [`Conductor`] take
+//! them through the run and has the [`Facts`] put the report together. Ctrl-C ends early; a second
+//! one at once.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,11 +17,13 @@ use std::time::{Duration, SystemTime};
 use socket2::{Domain, Socket, Type};
 use thiserror::Error;
 
+use crate::beside;
 use crate::cli::{Common, LoadArgs, Scenario, SlowArgs};
 use crate::conductor::Conductor;
 use crate::engine::{Engine, Finished};
 use crate::facts::{Facts, Found};
 use crate::host;
+use crate::measure::Clock;
 use crate::plan::{Farewell, Plan, Slow, Storm};
 use crate::report::{Report, WriteError};
 use crate::ring::{self, Bell};
@@ -35,6 +38,8 @@ use crate::wire::Upgrade;
 const DESCRIPTORS_OTHER: u64 = 48;
 /// As many threads as `--threads` accepts.
 const THREADS_MAX: u64 = 4096;
+/// The nice value of a thread that goes before others, the lowest there is.
+const AHEAD: i32 = -20;
 
 /// Why there is no report.
 #[derive(Debug, Error)]
@@ -59,6 +64,9 @@ pub enum RunError {
          least --publishers"
     )]
     TooFewToRoam,
+    /// Rooms beside the others that could not be told from them.
+    #[error("--beside-rooms needs {{room}} in --path or --join, or they would be the same rooms")]
+    NotApart,
     /// Roaming publishers that cannot say where.
     #[error("--roam needs {{room}} in --{0}, or all rooms would be one")]
     Roomless(&'static str),
@@ -101,56 +109,113 @@ pub fn run(scenario: &Scenario) -> Result<Report, RunError> {
     // Best effort: a thread that runs out of descriptors says so.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
     let common = scenario.common();
-    let threads = threads(common);
-    let plan = Arc::new(plan(scenario, threads)?);
-    let scripts = Scripts::new(scenario)?;
+    let clock = Clock::start();
+    let main = Class::new(scenario, threads(common), clock)?;
+    let (threads, shared) = (main.threads, Arc::clone(&main.shared));
+    let beside = Class::beside(scenario, clock)?;
+    let shareds = beside.each_ref().map(|class| Some(Arc::clone(&class.as_ref()?.shared)));
     let interrupted = interrupt_flag().map_err(RunError::Start)?;
-    let bells = (0..threads).map(|_| Bell::new()).collect::<io::Result<_>>();
-    let shared = Arc::new(Shared::new(bells.map_err(RunError::Start)?, common.rooms));
     let started = SystemTime::now();
-    let mut conductor = Conductor::new(scenario, Arc::clone(&shared), interrupted);
+    let mut conductor = Conductor::new(scenario, shared, shareds, interrupted);
     let (before, slabs_before) = (conductor.snapshot(true), host::slabs());
-    let cpus = common.cpus.as_ref().map_or(&[][..], |cpus| &cpus.0);
-    for thread in 0..threads {
-        let place = Place { thread, threads };
-        let worker = Worker {
-            place,
-            plan: Arc::clone(&plan),
-            shared: Arc::clone(&shared),
-            scripts: scripts.clone(),
-            cpu: cpus.get(thread as usize % cpus.len().max(1)).copied(),
-        };
-        let awaited = u64::from(place.share(common.connections));
-        shared.workers[thread as usize].counters.awaited.store(awaited, Relaxed);
-        let builder = thread::Builder::new().name(format!("bench-{thread}"));
-        conductor.workers.push(builder.spawn(|| worker.run()).map_err(RunError::Start)?);
+    let mut cpus = common.cpus.iter().flat_map(|cpus| &cpus.0).copied().cycle();
+    let mut owners = Vec::new();
+    let classes = [Some(main)].into_iter().chain(beside).enumerate();
+    for (index, class) in classes.filter_map(|(index, class)| Some((index, class?))) {
+        for thread in 0..class.threads {
+            let worker = class.worker(thread, cpus.next(), index > 0);
+            let name = format!("bench-{}", conductor.workers.len());
+            let builder = thread::Builder::new().name(name);
+            conductor.workers.push(builder.spawn(|| worker.run()).map_err(RunError::Start)?);
+            owners.push(index);
+        }
     }
     let conducted = conductor.conduct(before, slabs_before);
     let (stages, finished) = conducted.map_err(RunError::Worker)?;
+    let end = conductor.snapshot(false);
     let (timeline, interrupted) = conductor.end();
-    let mut found = Found::default();
-    for finished in finished {
-        found.add(finished);
+    let mut found: [Found; 1 + beside::NAMES.len()] = Default::default();
+    for (index, finished) in owners.into_iter().zip(finished) {
+        found[index].add(finished);
     }
     let time = humantime::format_rfc3339_seconds(started).to_string().replace(':', "-");
     let folder = common
         .out
         .clone()
         .unwrap_or_else(|| PathBuf::from(format!("results/{}-{time}", scenario.name())));
-    let totals = shared.totals();
-    let facts = Facts { scenario, stages, totals, found, timeline, interrupted };
+    let facts = Facts { scenario, stages, end, found, timeline, interrupted };
     let (report, raw) = facts.report(started, threads, folder);
     report.write(&raw)?;
     Ok(report)
 }
 
-/// As many as there are CPUs to use, or as the descriptor limit of each table asks for.
-fn threads(common: &Common) -> u32 {
+/// What connects and publishes by itself: the main load, and each of those beside it.
+struct Class {
+    plan: Arc<Plan>,
+    shared: Arc<Shared>,
+    scripts: Scripts,
+    threads: u32,
+}
+
+impl Class {
+    fn new(scenario: &Scenario, threads: u32, clock: Clock) -> Result<Self, RunError> {
+        let plan = Arc::new(plan(scenario, threads)?);
+        let scripts = Scripts::new(scenario)?;
+        let bells = (0..threads).map(|_| Bell::new()).collect::<io::Result<_>>();
+        let shared = Shared::new(bells.map_err(RunError::Start)?, plan.rooms.count, clock);
+        Ok(Self { plan, shared: Arc::new(shared), scripts, threads })
+    }
+
+    /// Those beside the main load, in their order.
+    fn beside(
+        scenario: &Scenario,
+        clock: Clock,
+    ) -> Result<[Option<Self>; beside::NAMES.len()], RunError> {
+        let mut classes = [const { None }; beside::NAMES.len()];
+        let Some(main) = scenario.fanout() else { return Ok(classes) };
+        let is_named = [Some(main.path.as_str()), main.common.join.as_deref()];
+        if main.beside.beside_rooms > 0
+            && !is_named.iter().flatten().any(|text| text.contains("{room}"))
+        {
+            return Err(RunError::NotApart);
+        }
+        for (class, args) in classes.iter_mut().zip(beside::classes(main)) {
+            if let Some(args) = args {
+                let threads = threads_needed(args.common.connections);
+                *class = Some(Self::new(&Scenario::Fanout(args), threads, clock)?);
+            }
+        }
+        Ok(classes)
+    }
+
+    /// One of its threads, on `cpu`.
+    fn worker(&self, thread: u32, cpu: Option<usize>, is_ahead: bool) -> Worker {
+        let place = Place { thread, threads: self.threads };
+        let awaited = u64::from(place.share(self.plan.connections));
+        self.shared.workers[thread as usize].counters.awaited.store(awaited, Relaxed);
+        Worker {
+            place,
+            plan: Arc::clone(&self.plan),
+            shared: Arc::clone(&self.shared),
+            scripts: self.scripts.clone(),
+            cpu,
+            is_ahead,
+        }
+    }
+}
+
+/// As many as the descriptor limit of each table asks for.
+fn threads_needed(connections: u32) -> u32 {
     let limit = rlimit::Resource::NOFILE.get_soft().unwrap_or(1024);
     let hold = |threads: u64| threads * limit.saturating_sub(DESCRIPTORS_OTHER + threads);
     // With hardly any descriptors no number is enough; a thread that runs out of them says so.
-    let enough = |&threads: &u64| hold(threads) >= u64::from(common.connections);
-    let needed = (1..=THREADS_MAX).find(enough).unwrap_or(1) as u32;
+    let enough = |&threads: &u64| hold(threads) >= u64::from(connections);
+    (1..=THREADS_MAX).find(enough).unwrap_or(1) as u32
+}
+
+/// As many as there are CPUs to use, or more if the descriptor limit asks for it.
+fn threads(common: &Common) -> u32 {
+    let needed = threads_needed(common.connections);
     let cpus = match &common.cpus {
         None => thread::available_parallelism().map_or(1, usize::from),
         Some(cpus) => cpus.0.len(),
@@ -325,6 +390,8 @@ struct Worker {
     shared: Arc<Shared>,
     scripts: Scripts,
     cpu: Option<usize>,
+    /// Goes before other threads on its CPU, if that is permitted.
+    is_ahead: bool,
 }
 
 impl Worker {
@@ -333,6 +400,10 @@ impl Worker {
             && !core_affinity::set_for_current(core_affinity::CoreId { id })
         {
             return Err(io::Error::other("a CPU of --cpus cannot be used"));
+        }
+        if self.is_ahead {
+            // Needs CAP_SYS_NICE; without it what it measures includes the wait for the CPU.
+            let _ = rustix::process::setpriority_process(None, AHEAD);
         }
         let connections = self.place.share(self.plan.connections) as usize;
         let script = self.scripts.script(Arc::clone(&self.shared), self.place, connections);

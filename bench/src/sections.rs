@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::host::Usage;
-use crate::report::Distribution;
+use crate::report::{Distribution, Traffic};
 
 /// See the module documentation. In `report.json` these stand beside the other parts.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -24,6 +24,9 @@ pub struct Sections {
     /// What became of the slow readers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slow: Option<Slow>,
+    /// The classes of load beside the main one, by name: `rooms`, `echoes`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub beside: BTreeMap<String, Beside>,
     /// Kernel memory by object, where /proc/slabinfo may be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernel: Option<Kernel>,
@@ -109,6 +112,16 @@ pub struct Slow {
     pub bytes: u64,
 }
 
+/// Small rooms, or echoes, beside the main load.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Beside {
+    /// Connections that opened (and joined).
+    pub connections: u64,
+    /// What was sent and delivered there.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+}
+
 /// Kernel memory by object: live objects times the share of a slab page that each takes, of the
 /// caches that every connection has something in. Finer than `slab_bytes_per_connection`, which
 /// counts whole pages, with what the rest of the host has in them.
@@ -174,6 +187,15 @@ impl fmt::Display for Sections {
                 write!(f, ", {count} {cause}")?;
             }
             writeln!(f, "; read {bytes_under_load} B under load, {bytes} B in all")?;
+        }
+        for (name, Beside { connections, traffic }) in &self.beside {
+            let Traffic { published, delivered, latency, .. } = traffic;
+            writeln!(
+                f,
+                "beside      {name}: {connections} connections, {published} messages \
+                 {delivered} times"
+            )?;
+            writeln!(f, "  latency   {latency}")?;
         }
         if let Some(rss_kib) = self.server_rss_kib_max {
             writeln!(f, "server RSS  at most {:.1} MiB", rss_kib as f64 / 1024.0)?;

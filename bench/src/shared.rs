@@ -1,11 +1,15 @@
 //! What the threads of a run share: the stage, the counters, the rooms, the bells.
 //!
+//! The classes of load (see [`beside`](crate::beside)) share nothing but the clock: each has all of
+//! this for itself, and all are in the same stage.
+//!
 //! The main thread alone moves the run from stage to stage, and a storm from wave to wave; workers
 //! read both every tick. Counters have one writer each (their worker) and are read by the main
 //! thread for progress, timeline and figures, so relaxed order is enough: nothing else is published
 //! through them. The one exception is [`Worker::wave`], which comes after the counters of the waves
 //! before.
 
+use std::ops::Add;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
@@ -48,6 +52,14 @@ macro_rules! counters {
         #[derive(Debug, Clone, Copy, Default)]
         pub struct Totals {
             $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Add for Totals {
+            type Output = Self;
+
+            fn add(self, other: Self) -> Self {
+                Self { $($name: self.$name + other.$name,)* }
+            }
         }
 
         impl Shared {
@@ -129,7 +141,7 @@ pub struct Worker {
 /// See the module documentation.
 #[derive(Debug)]
 pub struct Shared {
-    /// The clock of the run.
+    /// The clock of the run, the same in all classes.
     pub clock: Clock,
     /// All workers.
     pub workers: Vec<Worker>,
@@ -144,10 +156,10 @@ pub struct Shared {
 impl Shared {
     /// The state at the start of a run.
     #[must_use]
-    pub fn new(bells: Vec<Bell>, rooms: u32) -> Self {
+    pub fn new(bells: Vec<Bell>, rooms: u32, clock: Clock) -> Self {
         let worker = |bell| Worker { counters: Counters::default(), bell, wave: AtomicU32::new(0) };
         Self {
-            clock: Clock::start(),
+            clock,
             workers: bells.into_iter().map(worker).collect(),
             rooms: (0..rooms).map(|_| AtomicU32::new(0)).collect(),
             stage: AtomicU8::new(Stage::Opening as u8),

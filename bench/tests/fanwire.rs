@@ -132,6 +132,34 @@ fn roaming_publishers_reach_every_member_of_each_room() {
 }
 
 #[test]
+fn small_rooms_and_echoes_beside_a_large_room_are_measured_apart() {
+    let Some(server) = Fanwire::start() else { return };
+    let beside = ["--beside-rooms", "5", "--beside-members", "3", "--beside-echoes", "7"];
+    let rate = ["--beside-rate", "100", "--warmup", "0", "-d", "500ms"];
+    let run = server.run("fanout", &[&["-c", "200", "--window", "4"][..], &beside, &rate].concat());
+    assert_eq!(run.exit_code, 0, "{}", run.output);
+    let (traffic, beside) = (&run.report["traffic"], &run.report["beside"]);
+    let messages = |traffic: &serde_json::Value| traffic["to_last"]["count"].as_u64();
+    for (traffic, members) in [(traffic, 200), (&beside["rooms"], 3), (&beside["echoes"], 1)] {
+        let messages = messages(traffic).expect("a number");
+        assert_eq!(traffic["latency"]["count"], messages * members, "{traffic}");
+        assert_eq!((&traffic["lost"], &traffic["foreign"]), (&json!(0), &json!(0)), "{traffic}");
+    }
+    // At most what their rates make: it is an open loop.
+    assert!((1..=251).contains(&messages(&beside["rooms"]).expect("a number")), "{beside}");
+    assert!((1..=351).contains(&messages(&beside["echoes"]).expect("a number")), "{beside}");
+    assert_eq!(
+        (&beside["rooms"]["connections"], &beside["echoes"]["connections"]),
+        (&json!(15), &json!(7))
+    );
+    assert_eq!(run.report["opening"]["ready"], 200);
+    assert_eq!(run.report["closing"], json!({"clean": 222, "unclean": 0}));
+    let tags = run.read("latency.hlog");
+    assert!(tags.contains("beside_rooms") && tags.contains("beside_echoes"), "{tags}");
+    assert!(run.output.contains("beside      echoes: 7 connections"), "{}", run.output);
+}
+
+#[test]
 fn echoes_large_messages() {
     let Some(server) = Fanwire::start() else { return };
     let options = ["-c", "4", "--window", "2", "--payload", "100000"];

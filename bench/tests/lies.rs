@@ -45,6 +45,16 @@ fn lost_deliveries_are_found() {
 }
 
 #[test]
+fn what_goes_wrong_beside_the_main_load_stands_apart() {
+    let run = fanout(Lie::Drop { at: 3 }, &["--beside-rooms", "2", "--beside-rate", "100"]);
+    assert_eq!(run.exit_code, 1, "{}", run.output);
+    assert_eq!(run.report["traffic"]["lost"], 5);
+    assert_eq!(run.report["beside"]["rooms"]["lost"], 4);
+    let problems = json!(["5 deliveries lost", "4 deliveries lost (rooms beside)"]);
+    assert_eq!(run.report["verdict"]["problems"], problems);
+}
+
+#[test]
 fn duplicated_deliveries_are_found() {
     let run = fanout(Lie::Duplicate { at: 3 }, &[]);
     assert_eq!(run.exit_code, 1, "{}", run.output);
@@ -240,6 +250,9 @@ fn what_cannot_be_meant_is_a_usage_error() {
         let run = Bench::run("fanout", address, &[option, text]);
         assert_eq!(run.exit_code, 2, "{option} {text}: {}", run.output);
     }
+    let run = Bench::run("fanout", address, &["--path", "/one", "--beside-rooms", "1"]);
+    assert_eq!(run.exit_code, 2, "{}", run.output);
+    assert!(run.output.contains("{room} in --path"), "{}", run.output);
     let roam = ["--roam", "--publishers", "2", "--rooms"];
     for (more, says) in [
         (&["9"][..], "--join"),

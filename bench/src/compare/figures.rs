@@ -41,7 +41,7 @@ const fn figure(
 }
 
 #[rustfmt::skip] // A table is read by its columns.
-pub(super) const FIGURES: [Figure; 30] = [
+pub(super) const FIGURES: [Figure; 32] = [
     figure("deliveries_per_second", "deliveries/s", "/traffic/deliveries_per_second", Higher),
     figure("server_cpu", "server CPU per delivery, us", "/server/cpu_us_per_delivery", Lower),
     figure("p50", "latency p50, ms", "/traffic/latency/p50_ms", Lower),
@@ -51,6 +51,8 @@ pub(super) const FIGURES: [Figure; 30] = [
     figure("max", "latency max, ms", "/traffic/latency/max_ms", Lower),
     figure("to_last_p50", "time to last p50, ms", "/traffic/to_last/p50_ms", Lower),
     figure("to_last_p99", "time to last p99, ms", "/traffic/to_last/p99_ms", Lower),
+    figure("beside_p99", "small rooms beside p99, ms", "/beside/rooms/latency/p99_ms", Lower),
+    figure("beside_echo_p99", "echoes beside p99, ms", "/beside/echoes/latency/p99_ms", Lower),
     figure("opened_per_second", "opened/s", "/opening/per_second", Higher),
     figure("handshake_p50", "handshake p50, ms", "/opening/handshake/p50_ms", Lower),
     figure("handshake_p99", "handshake p99, ms", "/opening/handshake/p99_ms", Lower),
