@@ -2,6 +2,7 @@
 //!
 //! Options of the commands that make no run stand with their code, in [`compare`](crate::compare),
 //! [`merge`](crate::merge), [`peers`](crate::peers) and [`bare`](crate::bare).
+//! [`merge`](crate::merge), [`peers`](crate::peers) and [`publish`](crate::publish).
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use crate::compare::CompareArgs;
 use crate::merge::MergeArgs;
 use crate::peers::PeersArgs;
 use crate::plan::Farewell;
+use crate::publish::PublishArgs;
 
 /// Load generator for WebSocket servers: honest latency, from one host to a million connections.
 ///
@@ -46,6 +48,8 @@ pub enum Command {
     /// Send what comes to all who are there, and nothing else: the limit that `fanout` shows for
     /// any server. Measuring equipment, not a server; loopback only.
     Bare(BareArgs),
+    /// Measure what a publish costs the server over a WebSocket and in batches over HTTP.
+    Publish(PublishArgs),
 }
 
 /// The scenarios.

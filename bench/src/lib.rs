@@ -11,6 +11,7 @@
 //! main -> {compare, merge} -> {report, plot}     folders of runs in, figures out
 //! main -> peers -> {host, plot}                  other servers, and this binary as their load
 //! main -> bare -> ring                           sends alone: the limit of any server
+//! main -> publish -> {wire, sequence, host}      one publisher, over a WebSocket and over HTTP
 //! ```
 //!
 //! Threads share [`shared::Shared`] and nothing else. Not one line is shared with the server: what
@@ -31,6 +32,7 @@ pub mod peers;
 pub mod plan;
 pub mod plot;
 pub mod progress;
+pub mod publish;
 pub mod random;
 pub mod report;
 pub mod ring;

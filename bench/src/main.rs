@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use fanwire_bench::cli::{Cli, Command};
 use fanwire_bench::{bare, compare, merge, peers, run};
+use fanwire_bench::{compare, merge, peers, publish, run};
 
 /// Exit codes: 0 all went well, 1 something did not (the report says what), 2 usage.
 fn main() -> ExitCode {
@@ -26,6 +27,10 @@ fn main() -> ExitCode {
             finish(peers::peers(args), |peers| peers.passed, peers::PeersError::is_usage)
         }
         Command::Bare(args) => finish(bare::bare(args), |_| true, bare::BareError::is_usage),
+        Command::Publish(args) => {
+            let published = publish::publish(args);
+            finish(published, |record| record.passed, publish::PublishError::is_usage)
+        }
     }
 }
 

@@ -22,14 +22,14 @@ struct Fanwire {
 
 impl Fanwire {
     fn start() -> Option<Self> {
-        Self::start_with(&[])
+        Self::start_with(&["--admin", "off"])
     }
 
     fn start_with(options: &[&str]) -> Option<Self> {
         let binary = fanwire_binary()?;
         let address = free_address();
         let process = Command::new(binary)
-            .args(["serve", "--shards", "1", "--echo", "--admin", "off"])
+            .args(["serve", "--shards", "1", "--echo"])
             .args(["--listen", &address.to_string()])
             .args(options)
             .stdout(Stdio::null())
@@ -160,6 +160,37 @@ fn small_rooms_and_echoes_beside_a_large_room_are_measured_apart() {
 }
 
 #[test]
+fn publishes_over_http_and_a_websocket_in_turn() {
+    let admin = free_address().to_string();
+    let Some(server) = Fanwire::start_with(&["--admin", &admin]) else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let publish = |admin: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fanwire-bench"));
+        command.args(["publish", "--batch", "50", "--batches", "4", "--rounds", "3"]);
+        command.args(["--target", &server.address.to_string(), "--admin", admin]);
+        command.args(["--pid", &server.process.id().to_string()]);
+        command.arg("--out").arg(folder.path()).output().expect("it starts")
+    };
+    let output = publish(&admin);
+    assert!(output.status.success(), "{output:?}");
+    let record = std::fs::read(folder.path().join("publish.json")).expect("the file was written");
+    let record: serde_json::Value = serde_json::from_slice(&record).expect("JSON");
+    let ways: Vec<_> = record["passes"].as_array().into_iter().flatten().collect();
+    let ways: Vec<_> = ways.iter().map(|pass| (&pass["round"], &pass["way"])).collect();
+    let (websocket, http) = (&json!("websocket"), &json!("http"));
+    let (one, two, three) = (&json!(1), &json!(2), &json!(3));
+    let turns = [(one, websocket), (one, http), (two, http), (two, websocket)];
+    assert_eq!(ways, [&turns[..], &[(three, websocket), (three, http)]].concat());
+    assert_eq!((&record["lost"], &record["passed"]), (&json!(0), &json!(true)));
+    assert!(record["cpu_ratio"]["median"].as_f64() > Some(0.0), "{record}");
+    // The address of the WebSockets has no API.
+    let output = publish(&server.address.to_string());
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("status 400") && error.contains("admin address"), "{error}");
+}
+
+#[test]
 fn echoes_large_messages() {
     let Some(server) = Fanwire::start() else { return };
     let options = ["-c", "4", "--window", "2", "--payload", "100000"];
@@ -188,7 +219,7 @@ fn a_storm_drops_connections_and_all_come_back() {
 #[test]
 fn slow_readers_are_cut_off_and_nobody_else_notices() {
     let small = ["--raw-message-bytes-max", "16KiB", "--ws-message-bytes-max", "16KiB"];
-    let options = [&small[..], &["--high-water-mark", "64KiB"]].concat();
+    let options = [&small[..], &["--high-water-mark", "64KiB", "--admin", "off"]].concat();
     let Some(server) = Fanwire::start_with(&options) else { return };
     // 16 MB for everyone: more than the kernel keeps for those who read nothing, or 4 kB/s.
     let load = ["--rate", "800", "--payload", "10000", "--warmup", "0", "-d", "2s"];
