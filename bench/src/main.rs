@@ -6,8 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use fanwire_bench::cli::{Cli, Command};
-use fanwire_bench::{bare, compare, merge, peers, run};
-use fanwire_bench::{compare, merge, peers, publish, run};
+use fanwire_bench::{bare, compare, merge, peers, publish, run};
 
 /// Exit codes: 0 all went well, 1 something did not (the report says what), 2 usage.
 fn main() -> ExitCode {

@@ -40,6 +40,14 @@ pub enum Load {
     Rate(f64),
 }
 
+impl Run {
+    /// Mean rate in the measured window, if it has a report.
+    #[must_use]
+    pub fn deliveries_per_second(&self) -> Option<f64> {
+        self.report.pointer("/traffic/deliveries_per_second").and_then(Value::as_f64)
+    }
+}
+
 /// What is measured.
 #[derive(Debug)]
 struct Measure {
@@ -277,6 +285,26 @@ fn named(name: &str, ratio: Option<Spread>) -> String {
     match ratio.filter(|_| name != FANWIRE) {
         Some(ratio) => format!("{name} ({}x)", digits(ratio.median)),
         None => name.to_owned(),
+    }
+}
+
+impl fmt::Display for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Window(window) => write!(f, "window {window}"),
+            Self::Rate(rate) => write!(f, "half rate, {rate:.1} messages/s"),
+        }
+    }
+}
+
+/// One line.
+impl fmt::Display for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { peer, load, problems, .. } = self;
+        let rate = self.deliveries_per_second();
+        let rate = rate.map_or("no figures".to_owned(), |rate| format!("{rate:.0} deliveries/s"));
+        let failed = if problems.is_empty() { "" } else { "; FAILED: " };
+        write!(f, "{peer:12} {:10} {rate}{failed}{}", load.to_string(), problems.join(", "))
     }
 }
 

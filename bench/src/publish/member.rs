@@ -41,7 +41,7 @@ pub enum MemberError {
     /// An `error` of the native protocol.
     #[error("the server says {0}")]
     Refused(String),
-    /// Nothing came for [`STILL_MAX`], or the server has closed.
+    /// Nothing came for half a minute, or the server has closed.
     #[error("{0} deliveries never came")]
     Missing(u64),
 }

@@ -214,8 +214,8 @@ impl Bench {
         let world = Rc::new(RefCell::new(World::default()));
         let metrics = Arc::new(ShardMetrics::default());
         // A fixed key, so that rooms lie in their tables as they did the last time.
-        let mesh = Ends::mesh(&HomeHasher::with_key(1, 0), limits.mailbox_len_max);
-        let (ends, _control) = mesh.into_iter().next().expect("one shard");
+        let (mesh, _control) = Ends::mesh(&HomeHasher::with_key(1, 0), &limits);
+        let ends = mesh.into_iter().next().expect("one shard");
         let io = Null { world: Rc::clone(&world), now: Instant::now() };
         let shard = Shard::new(io, 1, ends, Arc::new(limits), Arc::clone(&metrics));
         Self { shard, world, metrics }
