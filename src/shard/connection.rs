@@ -129,6 +129,11 @@ pub struct Extra {
     pub stalled: Option<(ShardId, Request)>,
 }
 
+/// Messages of rooms that wait in the outbox of a connection at most.
+const GATHERED_MAX: usize = 128;
+/// The most bytes of one room that are copied to wait there.
+const GATHERED_BYTES_MAX: usize = 1024;
+
 impl Extra {
     fn is_empty(&self) -> bool {
         self.held.is_empty() && self.outbox.is_empty() && self.stalled.is_none()
@@ -198,6 +203,21 @@ impl Connection {
     #[must_use]
     pub const fn is_armed(&self) -> bool {
         self.poll_readable || self.poll_writable || self.receiving
+    }
+
+    /// Puts messages of a room behind what is in the outbox, to leave together with it: a member of
+    /// many rooms that are all busy would otherwise be sent one message of one room per tick.
+    /// Returns false if they are not small, or if a lot waits there already. A copy, because the
+    /// messages of a room keep its segment alive.
+    pub fn gather(&mut self, messages: &[u8]) -> bool {
+        let room = self.extra.as_ref().is_none_or(|extra| extra.outbox.len() < GATHERED_MAX);
+        let gathers = room
+            && messages.len() <= GATHERED_BYTES_MAX
+            && matches!(self.memberships, Memberships::Many(_));
+        if gathers {
+            self.extra().outbox.push_back(Bytes::copy_from_slice(messages));
+        }
+        gathers
     }
 
     /// Takes the request that found the mailbox full.

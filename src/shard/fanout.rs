@@ -460,7 +460,7 @@ impl<I: Io> Shard<I> {
     /// Returns how many sends it made.
     fn sweep_room(&mut self, room_key: Key, budget: usize, too_slow: &mut Vec<u32>) -> usize {
         let now = self.io.now();
-        let Self { rooms, connections, io, staged, segments, tick, .. } = self;
+        let Self { rooms, connections, io, staged, segments, tick, owed, .. } = self;
         let Some(room) = rooms.get_mut(room_key) else {
             return 0;
         };
@@ -470,14 +470,21 @@ impl<I: Io> Shard<I> {
                 connection.behind = true;
                 return Visit::Blocked;
             }
+            let key = connections.key_at(member.connection).expect("members are there");
+            let connection = connections.at_mut(member.connection).expect("members are there");
             if connection.sent_tick == *tick || connection.owes() {
-                return Visit::Later;
+                if !connection.gather(&bytes[from..]) {
+                    return Visit::Later;
+                }
+                if !std::mem::replace(&mut connection.queued, true) {
+                    owed.push_back(key);
+                }
+                return Visit::Sent;
             }
             connection.sent_tick = *tick;
             let socket = connection.socket;
             let token = Token::new(staged.len() as u64);
             io.submit(Operation::Send { socket, token, bytes, from });
-            let key = connections.key_at(member.connection).expect("members are there");
             let source = Source::Room { room: room_key, cursor: member.cursor };
             staged.push(Staged { connection: key, source });
             Visit::Sent

@@ -65,10 +65,10 @@ use metrics::ShardMetrics;
 use output::{Reason, Staged};
 use publisher::{Inlet, Publisher};
 
-/// Sends to members of rooms in one tick: some two milliseconds of work.
-const SENDS_PER_TICK: usize = bound(512, 8);
+/// Sends to members of rooms in one tick: well under a millisecond of work.
+const SENDS_PER_TICK: usize = bound(128, 8);
 /// Of these, sends to members of one room, so that small rooms do not wait for a large one.
-const SENDS_PER_ROOM: usize = bound(256, 5);
+const SENDS_PER_ROOM: usize = bound(64, 5);
 /// Connections that are sent replies, remainders and closes in one tick.
 const REPLIES_PER_TICK: usize = bound(1024, 6);
 /// Messages taken from one mailbox in one tick.

@@ -178,6 +178,7 @@ impl Shards {
                 limits: Arc::clone(&limits),
                 bells: bells.clone(),
                 metrics: Arc::clone(&counted),
+                crowded: shards > cpus.len(),
             };
             let (started, end) = (started.clone(), end.clone());
             let thread = thread::Builder::new()
@@ -268,6 +269,9 @@ struct Seat {
     limits: Arc<Limits>,
     bells: Bells,
     metrics: Arc<ShardMetrics>,
+    /// Others run on the same CPU: they get their turn after every tick, not when the kernel ends
+    /// a time slice of several milliseconds.
+    crowded: bool,
 }
 
 impl Seat {
@@ -276,11 +280,15 @@ impl Seat {
             Ok(uring) => uring,
             Err(error) => return drop(started.send(Err(error))),
         };
-        let Self { listen, limits, bells, metrics, .. } = self;
+        let Self { listen, limits, bells, metrics, crowded, .. } = self;
         let mut shard = Shard::new(uring, listen.len(), ends, limits, metrics);
         // Nobody listens when another shard has failed to start: then the drain comes soon.
         let _ = started.send(Ok(()));
-        while shard.tick() == Status::Running {}
+        while shard.tick() == Status::Running {
+            if crowded {
+                thread::yield_now();
+            }
+        }
         drop(shard);
         // Publishes that came too late for it have their answer now.
         bells.ring_control();

@@ -557,12 +557,15 @@ impl Peer {
     /// Whether the server may end the connection in the middle of something: only after a deadline.
     fn may_be_cut(&self, plan: &Plan, net: &Net) -> bool {
         let ending = self.departing || self.got_close || plan.draining;
-        // The page is long, and the time for it is short.
+        // The page is long, and the time for it is short; that for any other answer can be over,
+        // too.
         let page = self.kind == Kind::Refused(200);
+        let refused = matches!(self.kind, Kind::Refused(_));
+        let answered = refused && net.clock >= self.since + plan.close_timeout;
         // A slow consumer has only so long to take the close that tells it so.
         // Nor has it long to answer a ping in some worlds.
         let hasty = plan.heartbeats.is_some_and(|it| it.pong_timeout < 6 * SLACK);
-        let slow = !self.eager && (ending || page || hasty || !plan.roomy);
+        let slow = !self.eager && (ending || page || answered || hasty || !plan.roomy);
         // What it had written before its own close was too much for the time it has.
         let late = self.got_close && net.clock + SLACK >= self.closed_at + plan.close_timeout;
         self.long_stall || self.lingers || slow || late
