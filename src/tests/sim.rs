@@ -26,7 +26,7 @@ const FOUND: &[(u64, &str)] = &[
     (13, "a join without user_id did not take the name that was given last"),
     (81, "a publish that waited for a mailbox was overtaken by its member's unsubscription"),
     (210, "congestion that began with an unsubscription was not counted"),
-    (491, "a member too slow in two rooms at once got two closes"),
+    (2323, "a member too slow in two rooms at once got two closes"),
     (1020, "a peer was cut for a pong that had come and waited to be read"),
 ];
 
