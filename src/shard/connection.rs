@@ -252,9 +252,17 @@ pub enum Memberships {
 /// A native connection's rooms and name.
 #[derive(Debug, Default)]
 pub struct Named {
+    /// In the order of their keys.
     rooms: Vec<Membership>,
     /// The display name that was given last; stays when the rooms are left.
     last_user_id: Option<Rc<str>>,
+}
+
+impl Named {
+    /// Where `room` is, or would be.
+    fn find(&self, room: Key) -> Result<usize, usize> {
+        self.rooms.binary_search_by_key(&room.to_bits(), |membership| membership.room.to_bits())
+    }
 }
 
 /// One of a native connection's rooms.
@@ -295,18 +303,22 @@ impl Memberships {
         one.into_iter().chain(many.iter().map(|membership| (membership.room, membership.index)))
     }
 
-    /// The index among the members of `room`, if it is in it. Cost: linear in the rooms of this
-    /// connection.
+    /// The index among the members of `room`, if it is in it. Cost: logarithmic in the rooms of
+    /// this connection.
     #[must_use]
     pub fn index_in(&self, room: Key) -> Option<u32> {
-        self.iter().find(|&(key, _)| key == room).map(|(_, index)| index)
+        match self {
+            Self::None => None,
+            Self::One { room: one, index } => (*one == room).then_some(*index),
+            Self::Many(named) => named.find(room).ok().map(|at| named.rooms[at].index),
+        }
     }
 
     /// The room of `room` with its display name, for native connections.
     #[must_use]
     pub fn named(&mut self, room: Key) -> Option<&mut Membership> {
         match self {
-            Self::Many(named) => named.rooms.iter_mut().find(|membership| membership.room == room),
+            Self::Many(named) => named.find(room).ok().map(|at| &mut named.rooms[at]),
             Self::None | Self::One { .. } => None,
         }
     }
@@ -335,9 +347,11 @@ impl Memberships {
         }
     }
 
-    /// Adds a named room.
+    /// Adds a named room in which it is not yet.
     pub fn add(&mut self, membership: Membership) {
-        self.named_mut().rooms.push(membership);
+        let named = self.named_mut();
+        let (Ok(at) | Err(at)) = named.find(membership.room);
+        named.rooms.insert(at, membership);
     }
 
     fn named_mut(&mut self) -> &mut Named {
@@ -354,8 +368,8 @@ impl Memberships {
     pub fn remove(&mut self, room: Key) -> Option<u32> {
         match self {
             Self::Many(named) => {
-                let at = named.rooms.iter().position(|membership| membership.room == room)?;
-                Some(named.rooms.swap_remove(at).index)
+                let at = named.find(room).ok()?;
+                Some(named.rooms.remove(at).index)
             }
             Self::One { room: one, index } if *one == room => {
                 let index = *index;

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::connection::{Accept, Membership, Memberships, Phase};
 use super::message::{self, Ack, Delivery, Request};
 use super::output::{Source, Staged};
-use super::{MESSAGES_PER_MAILBOX, SENDS_PER_ROOM, SENDS_PER_TICK, Shard};
+use super::{MESSAGES_PER_MAILBOX, Shard};
 use crate::dialect::native::{self, ErrorCode};
 use crate::id::{NameSpace, RoomName, ShardId};
 use crate::io::{Io, Operation, Token};
@@ -436,7 +436,9 @@ impl<I: Io> Shard<I> {
 
     /// Brings every active room a bounded step further.
     pub(super) fn sweep_rooms(&mut self) {
-        let mut budget = SENDS_PER_TICK;
+        let mut budget = self.sends_per_tick;
+        // Small rooms do not wait for a large one.
+        let per_room = if self.active.len() > 1 { budget.div_ceil(2) } else { budget };
         let mut too_slow = Vec::new();
         for _ in 0..self.active.len() {
             if budget == 0 {
@@ -445,7 +447,7 @@ impl<I: Io> Shard<I> {
             let Some(room_key) = self.active.pop_front() else {
                 break;
             };
-            budget -= self.sweep_room(room_key, budget.min(SENDS_PER_ROOM), &mut too_slow);
+            budget -= self.sweep_room(room_key, budget.min(per_room), &mut too_slow);
             let Some(room) = self.rooms.get_mut(room_key) else {
                 continue;
             };

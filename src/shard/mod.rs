@@ -65,10 +65,11 @@ use metrics::ShardMetrics;
 use output::{Reason, Staged};
 use publisher::{Inlet, Publisher};
 
-/// Sends to members of rooms in one tick: well under a millisecond of work.
+/// Sends to members of rooms in one tick of a shard with a CPU of its own: well under a millisecond
+/// of work. More do not make them cheaper, so whoever waits for the next tick need not wait longer.
 const SENDS_PER_TICK: usize = bound(128, 8);
-/// Of these, sends to members of one room, so that small rooms do not wait for a large one.
-const SENDS_PER_ROOM: usize = bound(64, 5);
+/// The same, however many shards share the CPU.
+const SENDS_PER_TICK_MIN: usize = 24;
 /// Connections that are sent replies, remainders and closes in one tick.
 const REPLIES_PER_TICK: usize = bound(1024, 6);
 /// Messages taken from one mailbox in one tick.
@@ -203,6 +204,8 @@ pub struct Shard<I: Io> {
     segments: SegmentPool,
     budget: PartialBudget,
 
+    /// Sends to members of rooms in one tick.
+    sends_per_tick: usize,
     /// Counts turns; marks who has been sent something in this one.
     tick: u32,
     completions: Vec<Completion<I::Lease>>,
@@ -275,6 +278,7 @@ impl<I: Io> Shard<I> {
             home: HomeTable::new(limits.rooms_max, limits.policies.default.high_water_mark),
             segments: SegmentPool::new(),
             budget: PartialBudget::new(limits.partial_bytes_max),
+            sends_per_tick: SENDS_PER_TICK,
             tick: 0,
             completions: Vec::with_capacity(COMPLETIONS_USUAL),
             staged: Vec::new(),
@@ -299,6 +303,12 @@ impl<I: Io> Shard<I> {
         shard.set_heartbeats(heartbeats, now);
         shard.accept_or_pause(now);
         shard
+    }
+
+    /// This shard is one of `shards` on its CPU: its ticks are so much shorter, so that all of them
+    /// have their turns as often.
+    pub fn share_cpu(&mut self, shards: usize) {
+        self.sends_per_tick = (SENDS_PER_TICK / shards.max(1)).max(SENDS_PER_TICK_MIN);
     }
 
     /// One turn of the loop; the picture is in the module documentation. Waits at its end until
