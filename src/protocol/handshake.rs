@@ -244,18 +244,21 @@ fn split_target(target: &str) -> Result<(&str, Option<&str>), HandshakeError> {
     Ok((if path.is_empty() { "/" } else { path }, query))
 }
 
-/// Whether `value` is `host` or `host:port` (RFC 9110 §7.2, RFC 3986 §3.2), with a host and
-/// without user information.
+/// Whether `value` is `host` or `host:port` (RFC 9110 §7.2, RFC 3986 §3.2), with a host, and
+/// without user information or percent-encoding, which no name that is looked up has.
+///
+/// (Rejected: `http::uri::Authority`, which keeps a copy, an allocation for every handshake.)
 fn is_host(value: &[u8]) -> bool {
-    // `Authority` checks characters, brackets and colons; the rest is left to its caller.
-    let Ok(authority) = http::uri::Authority::try_from(value) else {
+    let Ok(value) = str::from_utf8(value) else {
         return false;
     };
-    let host = authority.host();
-    let port = authority.as_str().get(host.len()..).unwrap_or_default();
-    let host_is_right = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
-        None => !host.is_empty() && !host.contains(['[', ']']),
+    let (host_is_right, port) = match value.strip_prefix('[').map(|rest| rest.split_once(']')) {
+        Some(Some((address, port))) => (address.parse::<Ipv6Addr>().is_ok(), port),
+        Some(None) => return false,
+        None => {
+            let (name, port) = value.split_at(value.find(':').unwrap_or(value.len()));
+            (!name.is_empty() && name.bytes().all(is_name_byte), port)
+        }
     };
     let port_is_right = match port.strip_prefix(':') {
         Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
@@ -264,7 +267,12 @@ fn is_host(value: &[u8]) -> bool {
         Some(_) => false,
         None => port.is_empty(),
     };
-    !value.contains(&b'@') && host_is_right && port_is_right
+    host_is_right && port_is_right
+}
+
+/// Unreserved characters and sub-delimiters (RFC 3986 §2.2, §2.3).
+fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=".contains(&byte)
 }
 
 /// What the header fields of a request say about things this server knows.
