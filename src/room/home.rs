@@ -207,19 +207,17 @@ impl HomeTable {
     /// key there and says whether the mailbox had room. Frames that do not get through wait.
     pub fn flush(&mut self, mut send: impl FnMut(ShardId, Key, Frames) -> bool) {
         self.close_run();
-        let mut waiting = Vec::new();
-        for key in std::mem::take(&mut self.unflushed) {
-            let Some(home) = self.rooms.get_mut(key) else {
-                continue;
+        let Self { rooms, unflushed, backlog_bytes_max, congested, .. } = self;
+        // In place: its memory is used again.
+        unflushed.retain(|&key| {
+            let Some(home) = rooms.get_mut(key) else {
+                return false;
             };
             home.flush(&mut send);
-            home.count_congestion(self.backlog_bytes_max, &mut self.congested);
+            home.count_congestion(*backlog_bytes_max, congested);
             home.unflushed = !home.backlog.is_empty();
-            if home.unflushed {
-                waiting.push(key);
-            }
-        }
-        self.unflushed = waiting;
+            home.unflushed
+        });
     }
 
     /// Whether frames wait for room in some mailbox.
