@@ -237,3 +237,9 @@ fn idle_members_cost_at_most_400_bytes_and_leave_nothing_behind() {
     let limit = left[0] + left[0] / 50;
     assert!(left.iter().all(|rss| *rss <= limit), "RSS after each round, bytes: {left:?}");
 }
+
+#[test]
+fn huge_pages_are_refused() {
+    let server = Server::start(&["--shards", "1"]);
+    assert_eq!(server.status("THP_enabled"), "0");
+}

@@ -49,6 +49,14 @@ pub use reload::Load;
 pub fn serve(settings: &Settings, load: Load, log: Threshold) -> Result<(), ServeError> {
     // Before any other thread exists: from here on a signal is ours, whichever thread receives it.
     let signals = Signals::register().map_err(ServeError::Signals)?;
+    if let Err(error) = host::refuse_huge_pages() {
+        warn!(
+            "transparent huge pages cannot be refused: {error}; where the host gives them to every \
+             process an idle connection may cost six times the memory; allow \
+             prctl(PR_SET_THP_DISABLE) in the sandbox, or write madvise to \
+             /sys/kernel/mm/transparent_hugepage/enabled"
+        );
+    }
     let startup = Startup::check(settings)?;
     let admin = match settings.admin {
         Admin::Off => None,

@@ -111,6 +111,15 @@ impl Server {
         kib * 1024
     }
 
+    /// A field of `/proc/PID/status`.
+    pub fn status(&self, field: &str) -> String {
+        let path = format!("/proc/{}/status", self.child.id());
+        let text = std::fs::read_to_string(&path).expect("the server runs");
+        let values = |line: &str| line.strip_prefix(field)?.strip_prefix(':').map(str::to_owned);
+        let value = text.lines().find_map(values);
+        value.unwrap_or_else(|| panic!("{path} has no {field}")).trim().to_owned()
+    }
+
     /// Open descriptors, summed over the threads.
     ///
     /// Shards have private descriptor tables, so `/proc/PID/fd` would show one table alone. What
