@@ -68,6 +68,9 @@ impl<T> Default for Slab<T> {
 }
 
 impl<T> Slab<T> {
+    /// The bytes of memory that one value takes, its generation included.
+    pub const SLOT_BYTES: usize = size_of::<Entry<T>>();
+
     /// An empty slab; allocates with the first value.
     #[must_use]
     pub fn new() -> Self {

@@ -58,9 +58,6 @@ pub enum Standing {
     Overtaken,
 }
 
-/// A million members cost this much each; growing it is a decision, not an accident.
-const _: () = assert!(size_of::<Member>() == 16);
-
 impl Member {
     /// A member that sweeps serve from `cursor` on.
     #[must_use]
