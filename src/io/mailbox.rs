@@ -7,7 +7,8 @@
 //! Waking: a shard that is about to sleep raises its flag and looks once more into its rings; a
 //! producer that has pushed looks at the flag. Both sides put a fence between the two steps
 //! (Dekker), so at least one of them sees the other, and a shard that is awake costs its
-//! producers one load per tick instead of a system call per message.
+//! producers one load per tick instead of a system call per message. The wake-up itself is a write
+//! to an eventfd; [`super::uring`] says why, and why nobody waits for more than one message.
 //!
 //! Memory: `mailbox_len_max` messages per pair and kind, the only thing that grows with the
 //! square of the number of shards.
