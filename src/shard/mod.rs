@@ -68,16 +68,12 @@ use publisher::{Inlet, Publisher};
 /// Sends to members of rooms in one tick of a shard with a CPU of its own: some 2.5 ms of work. With
 /// 128 a delivery took 1.16 times the CPU (10,000 members, 16 messages under way, 5 pairs).
 const SENDS_PER_TICK: usize = bound(512, 8);
-/// The same for all shards that share a CPU together: others wait for their turn, too.
-const SENDS_PER_TURN: usize = bound(128, 8);
-/// The same for one of them at least: taking turns costs something as well.
-const SENDS_PER_TURN_MIN: usize = 24;
-/// From so many shards on a CPU on, they are there to hold very many connections, and turns are of
-/// [`SENDS_PER_TURN_MANY`] sends: with 27 of them, turns of 24 took 1.4 times the CPU that a bare
-/// loop takes for a broadcast to a million.
-const SHARDS_MANY: usize = 8;
-/// See [`SHARDS_MANY`].
-const SENDS_PER_TURN_MANY: usize = 96;
+/// The same where up to seven shards share a CPU: a message passes three of them, and each of the
+/// others may have its turn in between.
+const SENDS_PER_TURN: usize = 24;
+/// The same where more do. They are there to hold very many connections: with 27 on a CPU, turns of
+/// 24 took 1.4 times the CPU that a bare loop takes for a broadcast to a million.
+const SENDS_PER_TURN_OF_MANY: usize = 96;
 /// Connections that are sent replies, remainders and closes in one tick.
 const REPLIES_PER_TICK: usize = bound(1024, 6);
 /// Messages taken from one mailbox in one tick.
@@ -313,12 +309,13 @@ impl<I: Io> Shard<I> {
         shard
     }
 
-    /// This shard is one of several, `shards`, on its CPU: its ticks are so much shorter, so that all
-    /// of them have their turns as often.
+    /// This shard is one of `shards` on its CPU: its ticks are shorter, so that all of them have their
+    /// turns often enough.
     pub fn share_cpu(&mut self, shards: usize) {
         self.sends_per_tick = match shards {
-            0..SHARDS_MANY => (SENDS_PER_TURN / shards.max(1)).max(SENDS_PER_TURN_MIN),
-            _ => SENDS_PER_TURN_MANY,
+            0..=3 => SENDS_PER_TICK / shards.max(1),
+            4..=7 => SENDS_PER_TURN,
+            _ => SENDS_PER_TURN_OF_MANY,
         };
     }
 

@@ -283,9 +283,7 @@ impl Seat {
         };
         let Self { listen, limits, bells, metrics, shards_on_cpu, .. } = self;
         let mut shard = Shard::new(uring, listen.len(), ends, limits, metrics);
-        if shards_on_cpu > 1 {
-            shard.share_cpu(shards_on_cpu);
-        }
+        shard.share_cpu(shards_on_cpu);
         // Nobody listens when another shard has failed to start: then the drain comes soon.
         let _ = started.send(Ok(()));
         while shard.tick() == Status::Running {
