@@ -16,10 +16,10 @@
 //! by. A full socket catches up by itself when it is writable again; until it has, sweeps know it
 //! by its [`Standing`] and do no more than see whether the [`Floor`] has risen above it.
 //!
-//! (Rejected: no rounds, but on from where an append found the sweep, once round, so that what comes
-//! meanwhile goes to the next member at once. In an open loop at half of what Bun can do the median
-//! fell from 83 to 61 ms and p99 not at all; with 16 messages in a closed loop a delivery took 1.15
-//! times the CPU, because messages that return one by one no longer travel together.)
+//! (Rejected: no rounds, but on from where an append found the sweep, once round, so that what
+//! comes meanwhile goes to the next member at once. At half of what Bun can do the median fell from
+//! 83 to 61 ms and p99 not at all; with 16 messages in a closed loop a delivery took 1.15 times the
+//! CPU, because messages that return one by one no longer travel together.)
 //!
 //! Invariants: `members[..next]` have been visited in this round; `slowest` is the lowest position
 //! seen in it at which a member may go on; nothing below `slowest` of the last finished round is

@@ -65,8 +65,8 @@ use metrics::ShardMetrics;
 use output::{Reason, Staged};
 use publisher::{Inlet, Publisher};
 
-/// Sends to members of rooms in one tick of a shard with a CPU of its own: some 2.5 ms of work. With
-/// 128 a delivery took 1.16 times the CPU (10,000 members, 16 messages under way, 5 pairs).
+/// Sends to members of rooms in one tick of a shard with a CPU of its own: some 2.5 ms of work.
+/// With 128 a delivery took 1.16 times the CPU (10,000 members, 16 messages under way, 5 pairs).
 const SENDS_PER_TICK: usize = bound(512, 8);
 /// The same where up to seven shards share a CPU: a message passes three of them, and each of the
 /// others may have its turn in between.
@@ -309,8 +309,8 @@ impl<I: Io> Shard<I> {
         shard
     }
 
-    /// This shard is one of `shards` on its CPU: its ticks are shorter, so that all of them have their
-    /// turns often enough.
+    /// This shard is one of `shards` on its CPU: its ticks are shorter, so that all of them have
+    /// their turns often enough.
     pub fn share_cpu(&mut self, shards: usize) {
         self.sends_per_tick = match shards {
             0..=3 => SENDS_PER_TICK / shards.max(1),
