@@ -213,6 +213,9 @@ impl<'m> Fields<'m> {
         room_id_bytes_max: usize,
         user_id_bytes_max: usize,
     ) -> Result<Command<'m>, ErrorCode> {
+        let name = |value, bytes_max, invalid| {
+            name(value, bytes_max, [ErrorCode::MissingField, ErrorCode::InvalidMessage, invalid])
+        };
         let room_id = || name(self.room_id, room_id_bytes_max, ErrorCode::InvalidRoomId);
         let kind = self.kind.ok_or(ErrorCode::MissingField)?;
         match string(kind).ok_or(ErrorCode::InvalidMessage)?.as_ref() {
@@ -244,13 +247,15 @@ pub(super) fn string(value: &RawValue) -> Option<Cow<'_, str>> {
     serde_json::from_str(value.get()).ok().map(|Text(text)| text)
 }
 
-fn name(
+/// The name in `value`, or what is wrong with it: not there, no string, or no name (see
+/// [`is_name`]).
+pub(super) fn name<E>(
     value: Option<&RawValue>,
     bytes_max: usize,
-    invalid: ErrorCode,
-) -> Result<Cow<'_, str>, ErrorCode> {
-    let value = value.ok_or(ErrorCode::MissingField)?;
-    let name = string(value).ok_or(ErrorCode::InvalidMessage)?;
+    [missing, no_string, invalid]: [E; 3],
+) -> Result<Cow<'_, str>, E> {
+    let value = value.ok_or(missing)?;
+    let name = string(value).ok_or(no_string)?;
     if is_name(&name, bytes_max) { Ok(name) } else { Err(invalid) }
 }
 

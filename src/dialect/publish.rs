@@ -22,8 +22,7 @@ use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde_json::error::Category;
 use serde_json::value::RawValue;
 
-use super::is_name;
-use super::native::{present, string};
+use super::native::{name, present, string};
 use crate::config::Limits;
 
 /// Items in one batch at most.
@@ -125,6 +124,9 @@ impl PublishError {
 /// All [`PublishError`] but those of batches.
 pub fn parse<'m>(item: &'m str, limits: &Limits) -> Result<Publication<'m>, PublishError> {
     let fields: Fields<'_> = read(item)?;
+    let name = |value, bytes_max, invalid| {
+        name(value, bytes_max, [PublishError::MissingField, PublishError::InvalidMessage, invalid])
+    };
     let room_id = name(fields.room_id, limits.room_id_bytes_max, PublishError::InvalidRoomId)?;
     let user_id = fields.user_id.filter(|user_id| user_id.get() != "null");
     let content = match (fields.content, fields.text, fields.binary) {
@@ -225,16 +227,6 @@ fn read<'m, T: Deserialize<'m>>(json: &'m str) -> Result<T, PublishError> {
     })?;
     // An array of the right values would do for serde, but not for the interface.
     if json.trim_start().starts_with('{') { Ok(read) } else { Err(PublishError::InvalidMessage) }
-}
-
-fn name(
-    value: Option<&RawValue>,
-    bytes_max: usize,
-    invalid: PublishError,
-) -> Result<Cow<'_, str>, PublishError> {
-    let value = value.ok_or(PublishError::MissingField)?;
-    let name = string(value).ok_or(PublishError::InvalidMessage)?;
-    if is_name(&name, bytes_max) { Ok(name) } else { Err(invalid) }
 }
 
 fn check_len(message: &[u8], bytes_max: usize) -> Result<(), PublishError> {
