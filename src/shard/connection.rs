@@ -239,14 +239,21 @@ impl Connection {
     /// Returns false if they are not small, or if a lot waits there already. A copy, because the
     /// messages of a room keep its segment alive.
     pub fn gather(&mut self, messages: &[u8]) -> bool {
-        let room = self.extra.as_ref().is_none_or(|extra| extra.outbox.len() < GATHERED_MAX);
-        let gathers = room
+        let few = self.extra.as_ref().is_none_or(|extra| extra.outbox.len() < GATHERED_MAX);
+        let gathers = few
             && messages.len() <= GATHERED_BYTES_MAX
             && matches!(self.memberships, Memberships::Many(_));
         if gathers {
             self.extra().outbox.push_back(Bytes::copy_from_slice(messages));
         }
         gathers
+    }
+
+    /// Puts it, under its `key`, on the list of those with something to be sent, once.
+    pub fn queue(&mut self, key: Key, owed: &mut VecDeque<Key>) {
+        if !std::mem::replace(&mut self.queued, true) {
+            owed.push_back(key);
+        }
     }
 
     /// Takes the request that found the mailbox full.

@@ -467,20 +467,17 @@ impl<I: Io> Shard<I> {
             return 0;
         };
         let sends = room.advance(segments, budget, now, too_slow, |member, bytes, from| {
+            let key = connections.key_at(member.connection).expect("members are there");
             let connection = connections.at_mut(member.connection).expect("members are there");
             if connection.poll_writable || connection.behind {
                 connection.behind = true;
                 return Visit::Blocked;
             }
-            let key = connections.key_at(member.connection).expect("members are there");
-            let connection = connections.at_mut(member.connection).expect("members are there");
             if connection.sent_tick == *tick || connection.owes() {
                 if !connection.gather(&bytes[from..]) {
                     return Visit::Later;
                 }
-                if !std::mem::replace(&mut connection.queued, true) {
-                    owed.push_back(key);
-                }
+                connection.queue(key, owed);
                 return Visit::Sent;
             }
             connection.sent_tick = *tick;

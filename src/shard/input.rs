@@ -314,7 +314,7 @@ impl<I: Io> Shard<I> {
         connection.endpoint = endpoint;
         match room {
             Some(room) => {
-                connection.phase = Phase::Joining;
+                self.enter_phase(key, Phase::Joining);
                 self.join(key, NameSpace::Raw, room, Joining::Raw(accept));
             }
             None => self.accept_upgrade(key, &accept),

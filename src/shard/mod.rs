@@ -179,6 +179,11 @@ impl Ends {
             .collect();
         (ends, ControlEnds { controls, publisher })
     }
+
+    /// Whether a mailbox for messages, requests or publishes holds any.
+    fn has_messages(&self) -> bool {
+        self.requests.has_input() || self.deliveries.has_input() || self.inlet.has_input()
+    }
 }
 
 /// Whether a shard goes on.
@@ -389,11 +394,7 @@ impl<I: Io> Shard<I> {
 
     /// Whether a mailbox holds something that could be taken in now.
     fn has_mail(&self) -> bool {
-        !self.ends.control.is_empty()
-            || (!self.congested
-                && (self.ends.requests.has_input()
-                    || self.ends.deliveries.has_input()
-                    || self.ends.inlet.has_input()))
+        !self.ends.control.is_empty() || (!self.congested && self.ends.has_messages())
     }
 
     fn wake_others(&mut self) {
@@ -485,11 +486,7 @@ impl<I: Io> Shard<I> {
             active: self.active.len(),
             stalled: self.stalled.len(),
             links: self.links.len(),
-            mail: usize::from(
-                self.ends.requests.has_input()
-                    || self.ends.deliveries.has_input()
-                    || self.ends.inlet.has_input(),
-            ),
+            mail: usize::from(self.ends.has_messages()),
             deadlines: usize::from(self.deadlines.next().is_some()),
         }
     }

@@ -112,11 +112,8 @@ impl<I: Io> Shard<I> {
 
     /// Puts the connection on the list of those with something to be sent.
     pub(super) fn queue(&mut self, key: Key) {
-        if let Some(connection) = self.connections.get_mut(key)
-            && !connection.queued
-        {
-            connection.queued = true;
-            self.owed.push_back(key);
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.queue(key, &mut self.owed);
         }
     }
 
@@ -364,8 +361,8 @@ impl<I: Io> Shard<I> {
     pub(super) fn close(&mut self, key: Key, code: CloseCode, words: &str, reason: Reason) {
         self.note_end(key, reason);
         self.leave_rooms(key);
+        self.enter_phase(key, Phase::Closing);
         if let Some(connection) = self.connections.get_mut(key) {
-            connection.phase = Phase::Closing;
             connection.waiting = false;
         }
         encode_close(Some(code), words, &mut self.replies);
@@ -490,7 +487,7 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Moves the connection on in its life.
+    /// Moves the connection on in its life; nothing else does.
     pub(super) fn enter_phase(&mut self, key: Key, phase: Phase) {
         if let Some(connection) = self.connections.get_mut(key) {
             let was = std::mem::replace(&mut connection.phase, phase);
