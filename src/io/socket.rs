@@ -5,7 +5,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -18,34 +17,19 @@ const BACKLOG: i32 = 65_535;
 /// a hash of their addresses (socket(7)). An IPv6 listener takes IPv6 only, so that `0.0.0.0` and
 /// `[::]` can be given side by side. `TCP_NODELAY`, because a fan-out server writes whole messages.
 ///
-/// `TCP_DEFER_ACCEPT` (tcp(7)): a connection comes to us with its request, so that one wake-up and
-/// one receive make a handshake, and a peer that connects and says nothing costs neither socket nor
-/// descriptor. Such a one is handed to us when the kernel has asked it once more, a second later.
+/// (Rejected: `TCP_DEFER_ACCEPT`, tcp(7), by which a connection comes to us with its request. It
+/// saves a wake-up and a poll, and opens 1.2 to 1.3 times as many per second on loopback. But a
+/// connection that the kernel still keeps to itself when the listener is closed is forgotten
+/// without a word: its client waits for a server that has ended. And whoever connects and says
+/// nothing would be answered 408 a second late.)
 ///
 /// # Errors
 /// Whatever socket(2), bind(2) or listen(2) say.
 pub fn listen(address: SocketAddr) -> io::Result<Socket> {
     let socket = bind(address, true)?;
     socket.set_tcp_nodelay(true)?;
-    defer_accept(&socket)?;
     socket.listen(BACKLOG)?;
     Ok(socket)
-}
-
-fn defer_accept(socket: &Socket) -> io::Result<()> {
-    // In seconds; the kernel makes retransmissions of its SYN-ACK of it: here, one.
-    let patience: libc::c_int = 1;
-    // SAFETY: setsockopt(2) reads one int at the address given, which is that of `patience`.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_DEFER_ACCEPT,
-            (&raw const patience).cast(),
-            size_of_val(&patience) as libc::socklen_t,
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Binds `address`; with `reuse_port` others that say so, too, may share it.

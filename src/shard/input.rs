@@ -114,8 +114,7 @@ impl<I: Io> Shard<I> {
             connection.admitted = true;
         }
         self.set_deadline(key, self.limits.handshake_timeout);
-        // Its request is there already, nearly always: see `io::socket::listen`.
-        self.queue_receive(key);
+        self.watch_input(key);
     }
 
     /// Asks to be told when there is input, unless that is under way.
