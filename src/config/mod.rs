@@ -145,7 +145,7 @@ pub struct Settings {
     /// Bytes a connection may fall behind in a room before it is disconnected as a slow consumer,
     /// where `room_policy` does not say otherwise. At least twice the largest message of /ws and
     /// /raw.
-    #[arg(long, help_heading = LIMITS, default_value = "4MiB", value_name = policy::MARKS,
+    #[arg(long, help_heading = LIMITS, default_value = "4MiB", value_name = value::MARKS,
           value_parser = Parser(value::size))]
     pub high_water_mark: Size,
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 
-use super::value::{self, Size, ValueError};
+use super::value::{self, AGES, MARKS, Size, ValueError};
 
 /// What becomes of a slow consumer: a member that is further behind than its room allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -165,12 +165,6 @@ pub(super) fn read(text: &str, _accepted: &str) -> Result<RoomPolicy, ValueError
     let policy = Policy { slow_consumer, high_water_mark: mark.bytes() as u64, age_max };
     Ok(RoomPolicy::Rule(RoomRule::new(pattern, policy)))
 }
-
-/// The high-water marks that are accepted. None is smaller than what a sweep sends at once.
-pub(super) const MARKS: &str = "64KiB..1GiB";
-
-/// The ages that are accepted.
-pub(super) const AGES: &str = "100ms..1h";
 
 #[cfg(test)]
 mod tests {

@@ -18,7 +18,10 @@ use clap::ValueEnum;
 use clap::builder::TypedValueParser;
 use serde::{Serialize, Serializer};
 
-use super::policy;
+/// The high-water marks that a rule may have. None is smaller than what a sweep sends at once.
+pub(super) const MARKS: &str = "64KiB..1GiB";
+/// The ages that a rule may have.
+pub(super) const AGES: &str = "100ms..1h";
 
 /// Why a text is not the value of a setting; the accepted range is told beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -48,10 +51,10 @@ pub enum ValueError {
     #[error("names no policy behind the =: give disconnect, skip-to-newest or drop-oldest")]
     NotAPolicy,
     /// No size, or one that is out of range.
-    #[error("has no high-water mark behind the policy: give a size of {}", policy::MARKS)]
+    #[error("has no high-water mark behind the policy: give a size of {MARKS}")]
     NotAMark,
     /// No duration, or one that is out of range.
-    #[error("has no age behind the high-water mark: give a duration of {}, or none", policy::AGES)]
+    #[error("has no age behind the high-water mark: give a duration of {AGES}, or none")]
     NotAnAge,
     /// Not one of a few words.
     #[error("is not one of the accepted words")]

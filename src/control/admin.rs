@@ -12,13 +12,11 @@ use std::io;
 use std::net::TcpListener as StdTcpListener;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::header::{CONTENT_TYPE, EXPECT, HeaderValue, RETRY_AFTER};
+use axum::http::header::EXPECT;
 use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -34,17 +32,8 @@ use serde_json::{Value, json};
 use tower_service::Service;
 use tracing::{debug, warn};
 
-use super::desk::Desk;
-use super::publish;
-use crate::config::Limits;
-
-/// What the handlers of requests share. Cloning shares it.
-#[derive(Debug, Clone)]
-pub(super) struct Api {
-    pub(super) health: Health,
-    pub(super) desk: Desk,
-    pub(super) limits: Arc<Limits>,
-}
+use super::api::{Api, Refusal};
+use super::{desk, publish};
 
 impl Api {
     /// Starts to serve `listener`, on the runtime of the calling thread.
@@ -154,43 +143,6 @@ async fn report_health(State(api): State<Api>) -> Json<Value> {
     Json(json!({"status": if api.health.is_draining() { "draining" } else { "ok" }}))
 }
 
-/// A JSON answer that is written already.
-pub(super) fn json(status: StatusCode, body: Vec<u8>) -> Response {
-    let mut response = (status, body).into_response();
-    let fields = response.headers_mut();
-    fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-        fields.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_S));
-    }
-    response
-}
-
-/// An answer that says what is wrong.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Refusal {
-    pub(super) status: StatusCode,
-    /// For programs.
-    pub(super) code: &'static str,
-    /// For people: what is wrong and what to do.
-    pub(super) message: &'static str,
-}
-
-impl Refusal {
-    /// Writes it as JSON.
-    pub(super) fn put(self, out: &mut Vec<u8>) {
-        let error = json!({"error": {"code": self.code, "message": self.message}});
-        serde_json::to_writer(out, &error).expect("memory never fails");
-    }
-}
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let mut body = Vec::new();
-        self.put(&mut body);
-        json(self.status, body)
-    }
-}
-
 const NOT_FOUND: Refusal = Refusal {
     status: StatusCode::NOT_FOUND,
     code: "not_found",
@@ -215,22 +167,8 @@ const BODY_TOO_LONG: Refusal = Refusal {
     message: "The body is longer than publish_bytes_max; send several requests, or raise it.",
 };
 
-/// What `/health` reports.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Health(Arc<AtomicBool>);
-
-impl Health {
-    pub(super) fn set_draining(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    pub(super) fn is_draining(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
 /// Connections at once; more wait to be accepted.
-pub(super) const CONNECTIONS_MAX: usize = 64;
+const CONNECTIONS_MAX: usize = desk::REQUESTS_MAX;
 
 /// Connections that may wait to be accepted.
 pub(super) const BACKLOG: i32 = 64;
@@ -240,9 +178,6 @@ pub(super) const BACKLOG: i32 = 64;
 const PEER_TIMEOUT: Duration = Duration::from_secs(10);
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// When to try again what could not be done for now, in seconds.
-const RETRY_AFTER_S: &str = "1";
 
 #[cfg(test)]
 mod tests;

@@ -30,8 +30,8 @@ use crate::shard::publisher::{Publisher, Refused, Ticket};
 use crate::shard::thread::Publishing;
 use crate::slab::{Key, Slab};
 
-/// Requests with publishes that are not answered. As many as there are admin connections.
-const REQUESTS_MAX: usize = super::admin::CONNECTIONS_MAX;
+/// Requests with publishes that are not answered; there are no more admin connections.
+pub(super) const REQUESTS_MAX: usize = 64;
 
 /// How long a request waits for room in the queues to shards, all in all.
 const PATIENCE: Duration = Duration::from_secs(1);

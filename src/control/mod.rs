@@ -14,6 +14,7 @@
 //! Async code lives in this module alone.
 
 mod admin;
+mod api;
 mod desk;
 mod publish;
 mod reload;
@@ -33,7 +34,7 @@ use crate::io::host::{self, HostError, ListenError};
 use crate::logging::Threshold;
 use crate::shard::thread::{Publishing, ShardPanicked, Shards, StartError};
 
-use admin::{Api, Health};
+use api::{Api, Health};
 use desk::Desk;
 use reload::Reloader;
 use signals::{EndSignal, Signal, Signals};

@@ -26,7 +26,7 @@ use axum::http::header::{CONTENT_TYPE, HeaderMap};
 use axum::response::Response;
 use axum::routing::post;
 
-use super::admin::{Api, Refusal, json};
+use super::api::{Api, Refusal, json};
 use super::desk::{Failure, Outcome};
 use crate::dialect::native::ErrorCode;
 use crate::dialect::publish::{PublishError, parse, parse_batch};

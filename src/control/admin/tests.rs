@@ -1,9 +1,15 @@
 //! The router over a desk whose shards do not run, or end: what is answered then.
 
+use std::sync::Arc;
+
 use axum::http::HeaderMap;
+use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use monoio::{LegacyDriver, RuntimeBuilder};
 
 use super::*;
+use crate::config::Limits;
+use crate::control::api::Health;
+use crate::control::desk::Desk;
 use crate::id::HomeHasher;
 use crate::io::uring::Bells;
 use crate::shard::Ends;

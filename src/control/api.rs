@@ -1,0 +1,74 @@
+//! What the endpoints of the admin interface share: what they work with, and how they answer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::http::StatusCode;
+use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use super::desk::Desk;
+use crate::config::Limits;
+
+/// What the handlers of requests share. Cloning shares it.
+#[derive(Debug, Clone)]
+pub(super) struct Api {
+    pub(super) health: Health,
+    pub(super) desk: Desk,
+    pub(super) limits: Arc<Limits>,
+}
+
+/// What `/health` reports.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Health(Arc<AtomicBool>);
+
+impl Health {
+    pub(super) fn set_draining(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A JSON answer that is written already.
+pub(super) fn json(status: StatusCode, body: Vec<u8>) -> Response {
+    let mut response = (status, body).into_response();
+    let fields = response.headers_mut();
+    fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+        fields.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_S));
+    }
+    response
+}
+
+/// An answer that says what is wrong.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Refusal {
+    pub(super) status: StatusCode,
+    /// For programs.
+    pub(super) code: &'static str,
+    /// For people: what is wrong and what to do.
+    pub(super) message: &'static str,
+}
+
+impl Refusal {
+    /// Writes it as JSON.
+    pub(super) fn put(self, out: &mut Vec<u8>) {
+        let error = json!({"error": {"code": self.code, "message": self.message}});
+        serde_json::to_writer(out, &error).expect("memory never fails");
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let mut body = Vec::new();
+        self.put(&mut body);
+        json(self.status, body)
+    }
+}
+
+/// When to try again what could not be done for now, in seconds.
+const RETRY_AFTER_S: &str = "1";
