@@ -6,7 +6,7 @@
 use std::fmt;
 
 use super::layers::settings_command;
-use super::{LIVE, Settings};
+use super::settings::{LIVE, Settings};
 
 /// A setting that has another value than before.
 #[derive(Debug, Clone, PartialEq, Eq)]

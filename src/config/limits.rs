@@ -1,0 +1,139 @@
+//! What the data plane may use: plain numbers, worked out from the settings.
+
+use std::time::Duration;
+
+use super::policy::{Policies, Policy, SlowConsumer};
+use super::settings::Settings;
+use super::value::{Auto, Interval};
+
+/// What the data plane may use: checked, derived from [`Settings`], immutable.
+///
+/// Sizes are bytes. What is said "per shard" is not shared with the others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// From accept to the last byte of the upgrade request.
+    pub handshake_timeout: Duration,
+    /// From our close frame or refusal until the connection is cut.
+    pub close_timeout: Duration,
+    /// From the first byte of a message to its last.
+    pub message_timeout: Duration,
+    /// Without the peer taking any of the bytes owed to it.
+    pub send_timeout: Duration,
+    /// From the start of a drain until every connection is cut.
+    pub drain_timeout: Duration,
+    /// At the start; may change later.
+    pub heartbeats: Heartbeats,
+    /// Opening handshakes under way at once, per shard.
+    pub handshakes_max: usize,
+    /// Request line and header fields together.
+    pub handshake_bytes_max: usize,
+    /// Request target; at most `handshake_bytes_max`.
+    pub target_bytes_max: usize,
+    /// One message to `/ws`.
+    pub ws_message_bytes_max: usize,
+    /// One message to `/raw/ROOM`.
+    pub raw_message_bytes_max: usize,
+    /// One message to `/echo`.
+    pub echo_message_bytes_max: usize,
+    /// Incomplete messages, per shard; at least the largest message.
+    pub partial_bytes_max: usize,
+    /// Rooms of one connection.
+    pub rooms_per_connection_max: usize,
+    /// Rooms at once, per shard.
+    pub rooms_max: usize,
+    /// A room's name.
+    pub room_id_bytes_max: usize,
+    /// A user's display name.
+    pub user_id_bytes_max: usize,
+    /// How far a member may be behind in which room. Where it is disconnected then, at least
+    /// twice the largest published message.
+    pub policies: Policies,
+    /// Messages waiting from one shard for another, per pair.
+    pub mailbox_len_max: usize,
+    /// Publishes of the control thread under way to one shard.
+    pub publish_queue_len_max: usize,
+    /// The body of one request to the admin interface.
+    pub publish_bytes_max: usize,
+    /// Whether `/echo` exists.
+    pub echo: bool,
+    /// Connections at once, over all shards.
+    pub connections_max: usize,
+    /// Connections of one shard: as its descriptor table allows.
+    pub connections_per_shard_max: usize,
+}
+
+/// How vanished peers are found out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heartbeats {
+    /// The longest silence before a ping; `None`: nobody is pinged.
+    pub ping_interval: Option<Duration>,
+    /// From a ping to the first byte after it.
+    pub pong_timeout: Duration,
+}
+
+impl Settings {
+    /// The numbers the data plane needs, for a server of `shards` shards of which each has
+    /// descriptors for `connections_per_shard_max` connections.
+    #[must_use]
+    pub fn limits(&self, shards: usize, connections_per_shard_max: usize) -> Limits {
+        let possible = connections_per_shard_max.saturating_mul(shards);
+        let connections_max = match self.connections_max {
+            Auto::Auto => possible,
+            Auto::Set(connections_max) => connections_max.min(possible),
+        };
+        Limits {
+            handshake_timeout: self.handshake_timeout,
+            close_timeout: self.close_timeout,
+            message_timeout: self.message_timeout,
+            send_timeout: self.send_timeout,
+            drain_timeout: self.drain_timeout,
+            heartbeats: self.heartbeats(),
+            handshakes_max: self.handshakes_max,
+            handshake_bytes_max: self.handshake_bytes_max.bytes(),
+            target_bytes_max: self.target_bytes_max.bytes(),
+            ws_message_bytes_max: self.ws_message_bytes_max.bytes(),
+            raw_message_bytes_max: self.raw_message_bytes_max.bytes(),
+            echo_message_bytes_max: self.echo_message_bytes_max.bytes(),
+            partial_bytes_max: self.partial_bytes_max.bytes(),
+            rooms_per_connection_max: self.rooms_per_connection_max,
+            rooms_max: self.rooms_max,
+            room_id_bytes_max: self.room_id_bytes_max.bytes(),
+            user_id_bytes_max: self.user_id_bytes_max.bytes(),
+            policies: self.policies(),
+            mailbox_len_max: self.mailbox_len_max,
+            publish_queue_len_max: self.publish_queue_len_max,
+            publish_bytes_max: self.publish_bytes_max.bytes(),
+            echo: self.echo,
+            connections_max,
+            connections_per_shard_max,
+        }
+    }
+
+    /// How vanished peers are found out.
+    #[must_use]
+    pub fn heartbeats(&self) -> Heartbeats {
+        let ping_interval = match self.ping_interval {
+            Interval::Off => None,
+            Interval::Every(interval) => Some(interval),
+        };
+        Heartbeats { ping_interval, pong_timeout: self.pong_timeout }
+    }
+
+    fn policies(&self) -> Policies {
+        let default = Policy {
+            slow_consumer: SlowConsumer::Disconnect,
+            high_water_mark: self.high_water_mark.bytes() as u64,
+            age_max: None,
+        };
+        Policies { rules: self.rules().cloned().collect(), default }
+    }
+}
+
+/// The defaults on a host with plenty of descriptors, for tests of other modules.
+#[cfg(test)]
+impl Default for Limits {
+    fn default() -> Self {
+        let settings = super::tests::settings(&[]).expect("the defaults are valid");
+        settings.limits(1, 100_000)
+    }
+}

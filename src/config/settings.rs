@@ -1,0 +1,236 @@
+//! Every setting, declared once; what a declaration is, [`super`] says.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use clap::ArgGroup;
+use serde::Serialize;
+
+use super::policy::{self, RoomPolicy, RoomRule};
+use super::value::{self, Admin, Auto, CpuList, Interval, LogFormat, LogLevel, Parser, Size};
+
+/// Every setting of the server, checked one by one; [`Settings::check`] checks how they relate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, clap::Args)]
+// So that `--shards -1` is answered with the range, not as an unknown flag.
+#[command(allow_negative_numbers = true, group = ArgGroup::new(LIVE).multiple(true))]
+pub struct Settings {
+    /// Address that serves WebSocket clients and the chat page, IPv4 or IPv6. Give the flag several
+    /// times, or a list, for several addresses; port 0 takes a free port.
+    #[arg(long, help_heading = ADDRESSES, default_value = "127.0.0.1:8080", value_name = "IP:PORT",
+          value_delimiter = ',', value_parser = Parser(value::address))]
+    pub listen: Vec<SocketAddr>,
+
+    /// Address of the admin interface (GET /health, POST /v1/publish). It has no authentication,
+    /// and whoever reaches it may publish to every room: keep it on a loopback or private address,
+    /// or turn it off.
+    #[arg(long, help_heading = ADDRESSES, default_value = "127.0.0.1:8081",
+          value_name = "IP:PORT|off", value_parser = Parser(value::admin))]
+    pub admin: Admin,
+
+    /// Serve /echo, which sends every message back to its sender; for conformance suites and
+    /// round-trip benchmarks.
+    #[arg(long, help_heading = ADDRESSES, default_value = "false", default_missing_value = "true",
+          num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set,
+          value_name = "true|false", value_parser = Parser(value::boolean))]
+    pub echo: bool,
+
+    /// Number of shards: pinned threads, each with its own share of the connections. "auto" is one
+    /// per CPU of `cpus`. More shards than CPUs are allowed: each has its own descriptor table, so
+    /// they hold more connections under the same RLIMIT_NOFILE.
+    #[arg(long, help_heading = SHARDS, default_value = "auto", value_name = "1..1024|auto",
+          value_parser = Parser(value::auto_count))]
+    pub shards: Auto<usize>,
+
+    /// CPUs to run shards on, such as "0-3,8"; shards are dealt to them in turn. "auto" is every
+    /// CPU this process may use.
+    #[arg(long, help_heading = SHARDS, default_value = "auto", value_name = "LIST|auto",
+          value_parser = Parser(value::cpus))]
+    pub cpus: Auto<CpuList>,
+
+    /// Messages that one shard may have waiting for another before it stops reading from its own
+    /// publishers.
+    #[arg(long, help_heading = SHARDS, default_value = "256", value_name = "16..65536",
+          value_parser = Parser(value::count))]
+    pub mailbox_len_max: usize,
+
+    /// Publishes of the admin interface that may wait for one shard. Those beyond it wait for room,
+    /// for a second at most; then they are answered 429 (server_busy).
+    #[arg(long, help_heading = SHARDS, default_value = "4096", value_name = "16..65536",
+          value_parser = Parser(value::count))]
+    pub publish_queue_len_max: usize,
+
+    /// Connections held at once, over all shards; those beyond it are answered 503. "auto" is as
+    /// many as there are descriptors.
+    #[arg(long, help_heading = LIMITS, default_value = "auto", value_name = "1..100000000|auto",
+          value_parser = Parser(value::auto_count))]
+    pub connections_max: Auto<usize>,
+
+    /// Opening handshakes under way at once, per shard. Further connections wait in the kernel's
+    /// backlog (net.core.somaxconn) until one of them is over.
+    #[arg(long, help_heading = LIMITS, default_value = "4096", value_name = "1..1000000",
+          value_parser = Parser(value::count))]
+    pub handshakes_max: usize,
+
+    /// Size of an opening handshake: request line and header fields together. A longer one is
+    /// answered 431.
+    #[arg(long, help_heading = LIMITS, default_value = "8KiB", value_name = "512B..64KiB",
+          value_parser = Parser(value::size))]
+    pub handshake_bytes_max: Size,
+
+    /// Length of the request target, path and query. A longer one is answered 414.
+    #[arg(long, help_heading = LIMITS, default_value = "2KiB", value_name = "64B..16KiB",
+          value_parser = Parser(value::size))]
+    pub target_bytes_max: Size,
+
+    /// Size of one message to /ws, all fragments together. A longer one closes the connection with
+    /// code 1009.
+    #[arg(long, help_heading = LIMITS, default_value = "1MiB", value_name = "125B..64MiB",
+          value_parser = Parser(value::size))]
+    pub ws_message_bytes_max: Size,
+
+    /// Size of one message to /raw/ROOM, all fragments together. A longer one closes the connection
+    /// with code 1009.
+    #[arg(long, help_heading = LIMITS, default_value = "1MiB", value_name = "125B..64MiB",
+          value_parser = Parser(value::size))]
+    pub raw_message_bytes_max: Size,
+
+    /// Size of one message to /echo, all fragments together. A longer one closes the connection
+    /// with code 1009.
+    #[arg(long, help_heading = LIMITS, default_value = "16MiB", value_name = "125B..64MiB",
+          value_parser = Parser(value::size))]
+    pub echo_message_bytes_max: Size,
+
+    /// Size of the body of a request to the admin interface: one publish, or one batch. A longer
+    /// one is answered 413.
+    #[arg(long, help_heading = LIMITS, default_value = "4MiB", value_name = "1KiB..64MiB",
+          value_parser = Parser(value::size))]
+    pub publish_bytes_max: Size,
+
+    /// Memory, per shard, for messages of which only a part has arrived. The connection whose
+    /// message does not fit is closed with code 1013.
+    #[arg(long, help_heading = LIMITS, default_value = "256MiB", value_name = "64MiB..64GiB",
+          value_parser = Parser(value::size))]
+    pub partial_bytes_max: Size,
+
+    /// Bytes a connection may fall behind in a room before it is disconnected as a slow consumer,
+    /// where `room_policy` does not say otherwise. At least twice the largest message of /ws and
+    /// /raw.
+    #[arg(long, help_heading = LIMITS, default_value = "4MiB", value_name = value::MARKS,
+          value_parser = Parser(value::size))]
+    pub high_water_mark: Size,
+
+    /// What becomes of slow consumers in the rooms, of /ws and /raw, whose names match PATTERN, in
+    /// which * stands for any characters. MARK is how many bytes (64KiB..1GiB) a member may fall
+    /// behind, AGE how old (100ms..1h) what it waits for may be. Past either, "disconnect" closes
+    /// with code 1013, "skip-to-newest" goes on with the newest message, "drop-oldest" with the
+    /// oldest within both. Give several rules, or a list; the first that matches counts.
+    #[arg(long, help_heading = LIMITS, default_value = "off",
+          value_name = "PATTERN=POLICY/MARK[/AGE]|off", value_delimiter = ',',
+          value_parser = Parser(policy::read))]
+    pub room_policy: Vec<RoomPolicy>,
+
+    /// Rooms one connection may be a member of.
+    #[arg(long, help_heading = LIMITS, default_value = "128", value_name = "1..65536",
+          value_parser = Parser(value::count))]
+    pub rooms_per_connection_max: usize,
+
+    /// Rooms that may exist at once, per shard.
+    #[arg(long, help_heading = LIMITS, default_value = "1000000", value_name = "1..1000000000",
+          value_parser = Parser(value::count))]
+    pub rooms_max: usize,
+
+    /// Length of a room's name in UTF-8.
+    #[arg(long, help_heading = LIMITS, default_value = "128B", value_name = "1B..1024B",
+          value_parser = Parser(value::size))]
+    pub room_id_bytes_max: Size,
+
+    /// Length of a user's display name in UTF-8.
+    #[arg(long, help_heading = LIMITS, default_value = "128B", value_name = "1B..1024B",
+          value_parser = Parser(value::size))]
+    pub user_id_bytes_max: Size,
+
+    /// Time for the opening handshake, from accept to the last byte of the request. A slower client
+    /// is answered 408 and cut.
+    #[arg(long, help_heading = TIMEOUTS, default_value = "5s", value_name = "100ms..1m",
+          value_parser = Parser(value::duration))]
+    #[serde(serialize_with = "value::serialize_duration")]
+    pub handshake_timeout: Duration,
+
+    /// Time for a peer to finish the closing handshake, or to close after it was refused; then it
+    /// is cut.
+    #[arg(long, help_heading = TIMEOUTS, default_value = "5s", value_name = "100ms..1m",
+          value_parser = Parser(value::duration))]
+    #[serde(serialize_with = "value::serialize_duration")]
+    pub close_timeout: Duration,
+
+    /// Time from the first byte of a message to its last, all fragments together; then the
+    /// connection is closed with code 1008.
+    #[arg(long, help_heading = TIMEOUTS, default_value = "60s", value_name = "1s..1h",
+          value_parser = Parser(value::duration))]
+    #[serde(serialize_with = "value::serialize_duration")]
+    pub message_timeout: Duration,
+
+    /// Time a peer may leave bytes that are owed to it untouched; then it is cut.
+    #[arg(long, help_heading = TIMEOUTS, default_value = "30s", value_name = "1s..10m",
+          value_parser = Parser(value::duration))]
+    #[serde(serialize_with = "value::serialize_duration")]
+    pub send_timeout: Duration,
+
+    /// How often an idle connection is sent a ping. A peer that falls silent is pinged after half
+    /// this time at the earliest and all of it at the latest; whoever sends messages is not pinged.
+    #[arg(long, help_heading = TIMEOUTS, default_value = "60s", value_name = "1s..1h|off",
+          value_parser = Parser(value::interval), group = LIVE)]
+    pub ping_interval: Interval,
+
+    /// Time for a sign of life, whatever it is, after a ping; then the connection is cut. A peer
+    /// whose host has vanished is gone after this and `ping_interval`.
+    #[arg(long, help_heading = TIMEOUTS, default_value = "20s", value_name = "1s..10m",
+          value_parser = Parser(value::duration), group = LIVE)]
+    #[serde(serialize_with = "value::serialize_duration")]
+    pub pong_timeout: Duration,
+
+    /// Time, after SIGTERM or SIGINT, for connections to finish their closing handshake.
+    #[arg(long, help_heading = TIMEOUTS, default_value = "10s", value_name = "0s..1h",
+          value_parser = Parser(value::duration))]
+    #[serde(serialize_with = "value::serialize_duration")]
+    pub drain_timeout: Duration,
+
+    /// How log lines look on standard error.
+    #[arg(long, help_heading = LOGGING, default_value = "text", value_name = "text|json",
+          value_parser = Parser(value::word::<LogFormat>))]
+    pub log_format: LogFormat,
+
+    /// Least important log line that is written.
+    #[arg(long, help_heading = LOGGING, default_value = "info",
+          value_name = "error|warn|info|debug|trace", value_parser = Parser(value::word::<LogLevel>),
+          group = LIVE)]
+    pub log_level: LogLevel,
+}
+
+/// The largest number of shards; the accepted range of `shards` says the same.
+pub const SHARDS_MAX: usize = 1024;
+
+const ADDRESSES: &str = "Addresses";
+const SHARDS: &str = "Shards";
+const LIMITS: &str = "Limits";
+const TIMEOUTS: &str = "Timeouts";
+const LOGGING: &str = "Logging";
+
+/// The group of the settings that change at SIGHUP, without a restart.
+pub(super) const LIVE: &str = "live";
+
+impl Settings {
+    /// How many shards there are on `cpus` CPUs.
+    #[must_use]
+    pub fn shard_count(&self, cpus: usize) -> usize {
+        match self.shards {
+            Auto::Auto => cpus.min(SHARDS_MAX),
+            Auto::Set(shards) => shards,
+        }
+    }
+
+    /// The rules of `room_policy`.
+    pub(super) fn rules(&self) -> impl Iterator<Item = &RoomRule> {
+        self.room_policy.iter().filter_map(RoomPolicy::rule)
+    }
+}
