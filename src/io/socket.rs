@@ -11,6 +11,16 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// Connections the kernel may complete ahead of us; capped by `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;
 
+/// Bytes that the kernel takes for a peer beyond those that are on their way to it (tcp(7),
+/// `TCP_NOTSENT_LOWAT`): one slice of a room's log.
+///
+/// Without it the kernel keeps up to `net.ipv4.tcp_wmem` for every slow consumer: with 5,000 of
+/// 10,000 members not reading, 2.3 GB at the two ends, all that `net.ipv4.tcp_mem` allowed, instead
+/// of 1.65; and a member that reads again begins with what is the older by as much. Deliveries are
+/// as fast (1.09 times, 0.95 to 1.61, 4 pairs of messages of 4 KiB); an echo of a megabyte takes
+/// 1.24 times the CPU.
+const NOT_SENT_BYTES_MAX: u32 = 64 * 1024;
+
 /// Opens one shard's own listener on `address`.
 ///
 /// `SO_REUSEPORT` lets every shard listen on the same address; the kernel spreads connections by
@@ -28,6 +38,7 @@ const BACKLOG: i32 = 65_535;
 pub fn listen(address: SocketAddr) -> io::Result<Socket> {
     let socket = bind(address, true)?;
     socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_notsent_lowat(NOT_SENT_BYTES_MAX)?;
     socket.listen(BACKLOG)?;
     Ok(socket)
 }
