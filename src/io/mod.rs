@@ -30,6 +30,7 @@ pub mod socket;
 pub mod thread;
 pub mod uring;
 
+use std::net::SocketAddr;
 use std::ops::DerefMut;
 use std::time::Instant;
 
@@ -44,6 +45,12 @@ pub trait Io {
 
     /// The time, read once per [`Io::enter`].
     fn now(&self) -> Instant;
+
+    /// The address and port of the socket's other end, as the kernel knows it: of a proxy, if one
+    /// is in between. `None` once the connection is broken, or when the socket is closed.
+    ///
+    /// Cost: a system call. Only for what is rare, or asked for by a setting.
+    fn peer_address(&self, socket: Socket) -> Option<SocketAddr>;
 
     /// How many more [`Operation::Receive`] may be submitted before the next [`Io::enter`].
     fn receives_left(&self) -> usize;

@@ -5,8 +5,9 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 /// Connections the kernel may complete ahead of us; capped by `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;
@@ -41,6 +42,14 @@ pub fn listen(address: SocketAddr) -> io::Result<Socket> {
     socket.set_tcp_notsent_lowat(NOT_SENT_BYTES_MAX)?;
     socket.listen(BACKLOG)?;
     Ok(socket)
+}
+
+/// The other end of a connected socket of this thread's descriptor table (getpeername(2)).
+pub(super) fn peer_address(socket: super::Socket) -> Option<SocketAddr> {
+    // SAFETY: a plain number, borrowed for one call that writes to memory of its own; if it names
+    // no socket of this thread, or one that is not connected, the call fails.
+    let fd = unsafe { BorrowedFd::borrow_raw(socket.0.cast_signed()) };
+    SockRef::from(&fd).peer_addr().ok()?.as_socket()
 }
 
 /// Binds `address`; with `reuse_port` others that say so, too, may share it.

@@ -354,6 +354,10 @@ impl Io for Uring {
         self.now
     }
 
+    fn peer_address(&self, socket: Socket) -> Option<SocketAddr> {
+        socket::peer_address(socket)
+    }
+
     fn receives_left(&self) -> usize {
         self.pool.left()
     }

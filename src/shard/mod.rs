@@ -15,6 +15,7 @@
 //! | File            | What it does                                                       |
 //! |-----------------|--------------------------------------------------------------------|
 //! | [`connection`]  | one connection's state                                             |
+//! | `admission`     | whose connections they are: addresses of clients                   |
 //! | `input`         | completions and received bytes: handshakes, messages, commands     |
 //! | `output`        | sends, short sends, and the end of connections                     |
 //! | `fanout`        | rooms: join, leave, publish, mailboxes, sweeps                     |
@@ -28,6 +29,7 @@
 //! Every step is bounded (the constants below), so nothing on a shard waits for long, whatever
 //! one peer or one room does.
 
+mod admission;
 pub mod connection;
 pub mod deadlines;
 mod fanout;

@@ -500,7 +500,8 @@ impl<I: Io> Shard<I> {
     fn note_end(&self, key: Key, reason: Reason) {
         if let Some(Connection { socket: Socket(socket), phase, .. }) = self.connections.get(key) {
             let shard = self.ends.shard.0;
-            debug!(shard, socket, ?phase, ?reason, "connection ends");
+            // Evaluated only if the line is written: it asks the kernel.
+            debug!(shard, socket, address = ?self.address_of(key), ?phase, ?reason, "connection ends");
         }
     }
 }

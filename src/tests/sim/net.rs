@@ -12,6 +12,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -652,6 +653,15 @@ impl Link {
     }
 }
 
+/// Where a connection comes from: one of a few hosts, so that some have several.
+pub(super) fn client_address(link: usize) -> SocketAddr {
+    let host = link % CLIENT_HOSTS;
+    SocketAddr::from((Ipv4Addr::new(192, 0, 2, host as u8), 1024 + (link / CLIENT_HOSTS) as u16))
+}
+
+/// Hosts that connections come from.
+const CLIENT_HOSTS: usize = 7;
+
 /// What kind of connection a peer has.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LinkHabits {
@@ -674,6 +684,12 @@ impl Io for SimIo {
     fn now(&self) -> Instant {
         let net = self.net.borrow();
         net.base + net.sides[self.shard].now
+    }
+
+    fn peer_address(&self, socket: Socket) -> Option<SocketAddr> {
+        let net = self.net.borrow();
+        let link = net.link_of(self.shard, socket);
+        (!net.links[link].client_reset).then(|| client_address(link))
     }
 
     fn receives_left(&self) -> usize {
