@@ -37,7 +37,7 @@ fn main() -> ExitCode {
             for warning in &loaded.warnings {
                 tracing::warn!("{warning}");
             }
-            match control::serve(&loaded.settings, load, log) {
+            match control::serve(loaded, load, log) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
                     tracing::error!("{error}");

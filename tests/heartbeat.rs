@@ -238,10 +238,11 @@ fn sighup_changes_the_log_level_and_names_what_needs_a_restart() {
     Client::connect(address, "/ws").close();
     wait_log(&reloaded.server, mark, debug);
     reloaded.reload(
-        "log_level = \"error\"\nrooms_max = 5\nmailbox_len_max = 17\nping_interval = \"90s\"\n",
+        "log_level = \"error\"\necho = true\nlog_format = \"json\"\nmailbox_len_max = 17\n\
+         ping_interval = \"90s\"\n",
         &[
-            "SIGHUP: ping_interval 1m -> 1m30s, log_level debug -> error",
-            "SIGHUP: restart the server for mailbox_len_max 256 -> 17, rooms_max 1000000 -> 5",
+            "SIGHUP: echo false -> true, ping_interval 1m -> 1m30s, log_level debug -> error",
+            "SIGHUP: restart the server for mailbox_len_max 256 -> 17, log_format text -> json",
         ],
     );
     let mark = reloaded.server.log().len();

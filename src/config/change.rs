@@ -1,11 +1,11 @@
 //! What changes when the configuration is read again while the server runs.
 //!
-//! A setting is declared *live* where it is declared: it is in the group [`LIVE`]. Those change at
-//! once; what else differs waits for a restart.
+//! A setting is declared *live* where it is declared: it is in the group [`LIVE`], and that is all
+//! there is to do. Those change at once; what else differs waits for a restart.
 
 use std::fmt;
 
-use super::layers::settings_command;
+use super::layers::{ConfigError, Loaded, settings_command};
 use super::settings::{LIVE, Settings};
 
 /// A setting that has another value than before.
@@ -44,20 +44,22 @@ impl Settings {
         changes
     }
 
-    /// These settings with the live ones of `new`.
-    #[must_use]
-    pub fn with_live(&self, new: &Settings) -> Settings {
-        Settings {
-            ping_interval: new.ping_interval,
-            pong_timeout: new.pong_timeout,
-            log_level: new.log_level,
-            ..self.clone()
-        }
-    }
-
     /// Every setting by its key.
     pub(super) fn to_table(&self) -> toml::Table {
         toml::Table::try_from(self).expect("settings are plain TOML values")
+    }
+}
+
+impl Loaded {
+    /// This configuration with the live settings of `new`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Conflict`] when those do not fit the settings that wait for a restart.
+    pub fn with_live(&self, new: &Loaded) -> Result<Loaded, ConfigError> {
+        let layer = self.layer.with_those(is_live, &new.layer);
+        let settings = layer.settings()?;
+        settings.check().map_err(|conflict| layer.conflict(conflict))?;
+        Ok(Loaded { action: self.action, settings, layer, warnings: new.warnings.clone() })
     }
 }
 
@@ -71,12 +73,12 @@ pub(super) fn is_live(key: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::settings;
+    use super::super::tests::{loaded, settings};
     use super::*;
 
     #[test]
     fn what_is_live_changes_at_once_and_nothing_else() {
-        let old = settings(&[]).unwrap();
+        let old = loaded(&[]).unwrap();
         let flags = "--listen=[::1]:1 --admin=off --echo --shards=3 --cpus=0 --mailbox-len-max=17 \
             --publish-queue-len-max=17 --publish-bytes-max=2KiB \
             --connections-max=9 --handshakes-max=9 --handshake-bytes-max=9KiB \
@@ -87,16 +89,27 @@ mod tests {
             --user-id-bytes-max=9B --handshake-timeout=9s --close-timeout=9s \
             --message-timeout=9s --send-timeout=9s --ping-interval=off --pong-timeout=9s \
             --drain-timeout=9s --log-format=json --log-level=warn";
-        let new = settings(&flags.split_whitespace().collect::<Vec<_>>()).unwrap();
-        let changes = old.changes(&new);
+        let new = loaded(&flags.split_whitespace().collect::<Vec<_>>()).unwrap();
+        let changes = old.settings.changes(&new.settings);
         assert_eq!(changes.len(), settings_command().get_arguments().count(), "{changes:?}");
         let (live, rest): (Vec<_>, Vec<_>) = changes.into_iter().partition(|c| c.is_live);
-        assert_eq!(old.changes(&old.with_live(&new)), live);
-        assert_eq!(old.with_live(&new).changes(&new), rest);
-        let texts: Vec<_> = live.iter().map(ToString::to_string).collect();
-        let expected =
-            ["ping_interval 1m -> off", "pong_timeout 20s -> 9s", "log_level info -> warn"];
-        assert_eq!(texts, expected);
+        let reloaded = old.with_live(&new).unwrap();
+        assert_eq!(old.settings.changes(&reloaded.settings), live);
+        assert_eq!(reloaded.settings.changes(&new.settings), rest);
+        let keys: Vec<_> = rest.iter().map(|change| change.key.as_str()).collect();
+        let expected = [
+            "listen",
+            "admin",
+            "shards",
+            "cpus",
+            "mailbox_len_max",
+            "publish_queue_len_max",
+            "log_format",
+        ];
+        assert_eq!(keys, expected, "what is fixed at the start");
+        assert_eq!(live[0].to_string(), "echo false -> true");
+        // And back to the defaults, which nobody has set.
+        assert_eq!(reloaded.with_live(&old).unwrap().settings, old.settings);
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub struct Loaded {
     pub settings: Settings,
     /// `FANWIRE_` variables that are no setting: worth a warning, no reason not to start.
     pub warnings: Vec<UnknownVariable>,
-    layer: Layer,
+    pub(super) layer: Layer,
 }
 
 impl Loaded {
@@ -231,10 +231,10 @@ impl fmt::Display for Origin {
 }
 
 /// What some sources set, by key; the values as text.
-#[derive(Debug, Default)]
-struct Layer(BTreeMap<String, Given>);
+#[derive(Debug, Clone, Default)]
+pub(super) struct Layer(BTreeMap<String, Given>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Given {
     values: Vec<String>,
     origin: Origin,
@@ -300,7 +300,14 @@ impl Layer {
         Ok(())
     }
 
-    fn settings(&self) -> Result<Settings, ConfigError> {
+    /// These values, but those whose key `is_of_other` as the other layer has them, or has not.
+    pub(super) fn with_those(&self, is_of_other: impl Fn(&str) -> bool, other: &Layer) -> Layer {
+        let own = self.0.iter().filter(|(key, _)| !is_of_other(key));
+        let others = other.0.iter().filter(|(key, _)| is_of_other(key));
+        Layer(own.chain(others).map(|(key, given)| (key.clone(), given.clone())).collect())
+    }
+
+    pub(super) fn settings(&self) -> Result<Settings, ConfigError> {
         let arguments = self.0.iter().flat_map(|(key, given)| given.arguments(key));
         settings_command()
             .try_get_matches_from(arguments)
@@ -312,7 +319,7 @@ impl Layer {
         self.0.get(key).map_or(&Origin::Default, |given| &given.origin)
     }
 
-    fn conflict(&self, conflict: Conflict) -> ConfigError {
+    pub(super) fn conflict(&self, conflict: Conflict) -> ConfigError {
         let sources = conflict.keys().iter().map(|key| format!("{key}: {}", self.origin(key)));
         let sources = sources.collect::<Vec<_>>().join(", ");
         ConfigError::Conflict { conflict, sources }

@@ -6,7 +6,8 @@ use super::policy::{Policies, Policy, SlowConsumer};
 use super::settings::Settings;
 use super::value::{Auto, Interval};
 
-/// What the data plane may use: checked, derived from [`Settings`], immutable.
+/// What the data plane may use: checked, derived from [`Settings`], immutable. A reload makes new
+/// ones; of these, [`Settings`] says which fields can differ.
 ///
 /// Sizes are bytes. What is said "per shard" is not shared with the others.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +22,7 @@ pub struct Limits {
     pub send_timeout: Duration,
     /// From the start of a drain until every connection is cut.
     pub drain_timeout: Duration,
-    /// At the start; may change later.
+    /// How vanished peers are found out.
     pub heartbeats: Heartbeats,
     /// Opening handshakes under way at once, per shard.
     pub handshakes_max: usize,

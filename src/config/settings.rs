@@ -31,7 +31,7 @@ pub struct Settings {
     /// round-trip benchmarks.
     #[arg(long, help_heading = ADDRESSES, default_value = "false", default_missing_value = "true",
           num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set,
-          value_name = "true|false", value_parser = Parser(value::boolean))]
+          value_name = "true|false", value_parser = Parser(value::boolean), group = LIVE)]
     pub echo: bool,
 
     /// Number of shards: pinned threads, each with its own share of the connections. "auto" is one
@@ -62,61 +62,61 @@ pub struct Settings {
     /// Connections held at once, over all shards; those beyond it are answered 503. "auto" is as
     /// many as there are descriptors.
     #[arg(long, help_heading = LIMITS, default_value = "auto", value_name = "1..100000000|auto",
-          value_parser = Parser(value::auto_count))]
+          value_parser = Parser(value::auto_count), group = LIVE)]
     pub connections_max: Auto<usize>,
 
     /// Opening handshakes under way at once, per shard. Further connections wait in the kernel's
     /// backlog (net.core.somaxconn) until one of them is over.
     #[arg(long, help_heading = LIMITS, default_value = "4096", value_name = "1..1000000",
-          value_parser = Parser(value::count))]
+          value_parser = Parser(value::count), group = LIVE)]
     pub handshakes_max: usize,
 
     /// Size of an opening handshake: request line and header fields together. A longer one is
     /// answered 431.
     #[arg(long, help_heading = LIMITS, default_value = "8KiB", value_name = "512B..64KiB",
-          value_parser = Parser(value::size))]
+          value_parser = Parser(value::size), group = LIVE)]
     pub handshake_bytes_max: Size,
 
     /// Length of the request target, path and query. A longer one is answered 414.
     #[arg(long, help_heading = LIMITS, default_value = "2KiB", value_name = "64B..16KiB",
-          value_parser = Parser(value::size))]
+          value_parser = Parser(value::size), group = LIVE)]
     pub target_bytes_max: Size,
 
     /// Size of one message to /ws, all fragments together. A longer one closes the connection with
     /// code 1009.
     #[arg(long, help_heading = LIMITS, default_value = "1MiB", value_name = "125B..64MiB",
-          value_parser = Parser(value::size))]
+          value_parser = Parser(value::size), group = LIVE)]
     pub ws_message_bytes_max: Size,
 
     /// Size of one message to /raw/ROOM, all fragments together. A longer one closes the connection
     /// with code 1009.
     #[arg(long, help_heading = LIMITS, default_value = "1MiB", value_name = "125B..64MiB",
-          value_parser = Parser(value::size))]
+          value_parser = Parser(value::size), group = LIVE)]
     pub raw_message_bytes_max: Size,
 
     /// Size of one message to /echo, all fragments together. A longer one closes the connection
     /// with code 1009.
     #[arg(long, help_heading = LIMITS, default_value = "16MiB", value_name = "125B..64MiB",
-          value_parser = Parser(value::size))]
+          value_parser = Parser(value::size), group = LIVE)]
     pub echo_message_bytes_max: Size,
 
     /// Size of the body of a request to the admin interface: one publish, or one batch. A longer
     /// one is answered 413.
     #[arg(long, help_heading = LIMITS, default_value = "4MiB", value_name = "1KiB..64MiB",
-          value_parser = Parser(value::size))]
+          value_parser = Parser(value::size), group = LIVE)]
     pub publish_bytes_max: Size,
 
     /// Memory, per shard, for messages of which only a part has arrived. The connection whose
     /// message does not fit is closed with code 1013.
     #[arg(long, help_heading = LIMITS, default_value = "256MiB", value_name = "64MiB..64GiB",
-          value_parser = Parser(value::size))]
+          value_parser = Parser(value::size), group = LIVE)]
     pub partial_bytes_max: Size,
 
     /// Bytes a connection may fall behind in a room before it is disconnected as a slow consumer,
     /// where `room_policy` does not say otherwise. At least twice the largest message of /ws and
     /// /raw.
     #[arg(long, help_heading = LIMITS, default_value = "4MiB", value_name = value::MARKS,
-          value_parser = Parser(value::size))]
+          value_parser = Parser(value::size), group = LIVE)]
     pub high_water_mark: Size,
 
     /// What becomes of slow consumers in the rooms, of /ws and /raw, whose names match PATTERN, in
@@ -126,53 +126,53 @@ pub struct Settings {
     /// oldest within both. Give several rules, or a list; the first that matches counts.
     #[arg(long, help_heading = LIMITS, default_value = "off",
           value_name = "PATTERN=POLICY/MARK[/AGE]|off", value_delimiter = ',',
-          value_parser = Parser(policy::read))]
+          value_parser = Parser(policy::read), group = LIVE)]
     pub room_policy: Vec<RoomPolicy>,
 
     /// Rooms one connection may be a member of.
     #[arg(long, help_heading = LIMITS, default_value = "128", value_name = "1..65536",
-          value_parser = Parser(value::count))]
+          value_parser = Parser(value::count), group = LIVE)]
     pub rooms_per_connection_max: usize,
 
     /// Rooms that may exist at once, per shard.
     #[arg(long, help_heading = LIMITS, default_value = "1000000", value_name = "1..1000000000",
-          value_parser = Parser(value::count))]
+          value_parser = Parser(value::count), group = LIVE)]
     pub rooms_max: usize,
 
     /// Length of a room's name in UTF-8.
     #[arg(long, help_heading = LIMITS, default_value = "128B", value_name = "1B..1024B",
-          value_parser = Parser(value::size))]
+          value_parser = Parser(value::size), group = LIVE)]
     pub room_id_bytes_max: Size,
 
     /// Length of a user's display name in UTF-8.
     #[arg(long, help_heading = LIMITS, default_value = "128B", value_name = "1B..1024B",
-          value_parser = Parser(value::size))]
+          value_parser = Parser(value::size), group = LIVE)]
     pub user_id_bytes_max: Size,
 
     /// Time for the opening handshake, from accept to the last byte of the request. A slower client
     /// is answered 408 and cut.
     #[arg(long, help_heading = TIMEOUTS, default_value = "5s", value_name = "100ms..1m",
-          value_parser = Parser(value::duration))]
+          value_parser = Parser(value::duration), group = LIVE)]
     #[serde(serialize_with = "value::serialize_duration")]
     pub handshake_timeout: Duration,
 
     /// Time for a peer to finish the closing handshake, or to close after it was refused; then it
     /// is cut.
     #[arg(long, help_heading = TIMEOUTS, default_value = "5s", value_name = "100ms..1m",
-          value_parser = Parser(value::duration))]
+          value_parser = Parser(value::duration), group = LIVE)]
     #[serde(serialize_with = "value::serialize_duration")]
     pub close_timeout: Duration,
 
     /// Time from the first byte of a message to its last, all fragments together; then the
     /// connection is closed with code 1008.
     #[arg(long, help_heading = TIMEOUTS, default_value = "60s", value_name = "1s..1h",
-          value_parser = Parser(value::duration))]
+          value_parser = Parser(value::duration), group = LIVE)]
     #[serde(serialize_with = "value::serialize_duration")]
     pub message_timeout: Duration,
 
     /// Time a peer may leave bytes that are owed to it untouched; then it is cut.
     #[arg(long, help_heading = TIMEOUTS, default_value = "30s", value_name = "1s..10m",
-          value_parser = Parser(value::duration))]
+          value_parser = Parser(value::duration), group = LIVE)]
     #[serde(serialize_with = "value::serialize_duration")]
     pub send_timeout: Duration,
 
@@ -191,7 +191,7 @@ pub struct Settings {
 
     /// Time, after SIGTERM or SIGINT, for connections to finish their closing handshake.
     #[arg(long, help_heading = TIMEOUTS, default_value = "10s", value_name = "0s..1h",
-          value_parser = Parser(value::duration))]
+          value_parser = Parser(value::duration), group = LIVE)]
     #[serde(serialize_with = "value::serialize_duration")]
     pub drain_timeout: Duration,
 
@@ -216,7 +216,8 @@ const LIMITS: &str = "Limits";
 const TIMEOUTS: &str = "Timeouts";
 const LOGGING: &str = "Logging";
 
-/// The group of the settings that change at SIGHUP, without a restart.
+/// The group of the settings that change at once when the configuration is read again; the others
+/// wait for a restart.
 pub(super) const LIVE: &str = "live";
 
 impl Settings {

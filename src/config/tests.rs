@@ -6,8 +6,12 @@ use super::value::accepted;
 use super::*;
 
 pub(super) fn settings(flags: &[&str]) -> Result<Settings, ConfigError> {
+    loaded(flags).map(|loaded| loaded.settings)
+}
+
+pub(super) fn loaded(flags: &[&str]) -> Result<Loaded, ConfigError> {
     let args = ["fanwire", "serve"].iter().chain(flags).map(OsString::from);
-    load(args, []).map(|loaded| loaded.settings)
+    load(args, [])
 }
 
 #[test]

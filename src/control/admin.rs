@@ -32,7 +32,7 @@ use serde_json::{Value, json};
 use tower_service::Service;
 use tracing::{debug, warn};
 
-use super::api::{Api, Refusal};
+use super::api::{Api, LiveLimits, Refusal};
 use super::{desk, publish};
 
 impl Api {
@@ -45,7 +45,7 @@ impl Api {
         socket2::SockRef::from(&listener).set_tcp_user_timeout(Some(PEER_TIMEOUT))?;
         listener.set_nonblocking(true)?;
         let listener = Rc::new(TcpListener::from_std(listener)?);
-        let site = Site { body_bytes_max: self.limits.publish_bytes_max, router: self.router() };
+        let site = Site { limits: self.limits.clone(), router: self.router() };
         // Each task serves one connection after the other: the bound needs no counting.
         for _ in 0..CONNECTIONS_MAX {
             monoio::spawn(serve_in_turn(listener.clone(), site.clone()));
@@ -98,18 +98,19 @@ async fn serve_connection(stream: TcpStream, site: Site) -> Result<(), hyper::Er
 #[derive(Debug, Clone)]
 struct Site {
     router: Router,
-    body_bytes_max: usize,
+    limits: LiveLimits,
 }
 
 impl Site {
     async fn answer(mut self, request: Request<Incoming>) -> Result<Response, hyper::Error> {
+        let body_bytes_max = self.limits.get().publish_bytes_max;
         let (head, body) = request.into_parts();
-        let too_long = body.size_hint().lower() > self.body_bytes_max as u64;
+        let too_long = body.size_hint().lower() > body_bytes_max as u64;
         if too_long && head.headers.contains_key(EXPECT) {
             // It waits for a word before it sends the body.
             return Ok(BODY_TOO_LONG.into_response());
         }
-        let body = match monoio::time::timeout(PEER_TIMEOUT, self.receive(body)).await {
+        let body = match monoio::time::timeout(PEER_TIMEOUT, receive(body, body_bytes_max)).await {
             Ok(Ok(Some(body))) => Body::from(body),
             Ok(Ok(None)) => return Ok(BODY_TOO_LONG.into_response()),
             Ok(Err(error)) => return Err(error),
@@ -118,25 +119,25 @@ impl Site {
         let response = self.router.call(Request::from_parts(head, body)).await;
         Ok(response.unwrap_or_else(|never: Infallible| match never {}))
     }
+}
 
-    /// The whole body, or `None` if it is too long. Then it is read to its end all the same: an
-    /// answer that overtakes it may be lost in the reset that follows.
-    async fn receive(&self, body: Incoming) -> Result<Option<Bytes>, hyper::Error> {
-        let mut body = pin!(body);
-        let mut received = BytesMut::new();
-        let mut is_too_long = false;
-        while let Some(frame) = poll_fn(|context| body.as_mut().poll_frame(context)).await {
-            // Trailers, if any, mean nothing here.
-            let Ok(data) = frame?.into_data() else { continue };
-            is_too_long |= received.len() + data.len() > self.body_bytes_max;
-            if is_too_long {
-                received = BytesMut::new();
-            } else {
-                received.extend_from_slice(&data);
-            }
+/// The whole body, or `None` if it is longer than `bytes_max`. Then it is read to its end all the
+/// same: an answer that overtakes it may be lost in the reset that follows.
+async fn receive(body: Incoming, bytes_max: usize) -> Result<Option<Bytes>, hyper::Error> {
+    let mut body = pin!(body);
+    let mut received = BytesMut::new();
+    let mut is_too_long = false;
+    while let Some(frame) = poll_fn(|context| body.as_mut().poll_frame(context)).await {
+        // Trailers, if any, mean nothing here.
+        let Ok(data) = frame?.into_data() else { continue };
+        is_too_long |= received.len() + data.len() > bytes_max;
+        if is_too_long {
+            received = BytesMut::new();
+        } else {
+            received.extend_from_slice(&data);
         }
-        Ok((!is_too_long).then(|| received.freeze()))
     }
+    Ok((!is_too_long).then(|| received.freeze()))
 }
 
 async fn report_health(State(api): State<Api>) -> Json<Value> {

@@ -1,7 +1,7 @@
 //! What the endpoints of the admin interface share: what they work with, and how they answer.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
@@ -16,7 +16,26 @@ use crate::config::Limits;
 pub(super) struct Api {
     pub(super) health: Health,
     pub(super) desk: Desk,
-    pub(super) limits: Arc<Limits>,
+    pub(super) limits: LiveLimits,
+}
+
+/// The limits in force, which a reload replaces. Cloning shares them.
+#[derive(Debug, Clone)]
+pub(super) struct LiveLimits(Arc<RwLock<Arc<Limits>>>);
+
+impl LiveLimits {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self(Arc::new(RwLock::new(Arc::new(limits))))
+    }
+
+    /// Those of now; a request keeps to them until it is answered.
+    pub(super) fn get(&self) -> Arc<Limits> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn set(&self, limits: Arc<Limits>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = limits;
+    }
 }
 
 /// What `/health` reports.

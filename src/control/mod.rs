@@ -23,18 +23,18 @@ mod startup;
 
 use std::io;
 use std::net::TcpListener;
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::thread;
 
 use monoio::{FusionDriver, RuntimeBuilder};
 use tracing::{info, warn};
 
-use crate::config::{Admin, Conflict, Limits, Settings};
+use crate::config::{Admin, Conflict, Loaded};
 use crate::io::host::{self, HostError, ListenError};
 use crate::logging::Threshold;
 use crate::shard::thread::{Publishing, ShardPanicked, Shards, StartError};
 
-use api::{Api, Health};
+use api::{Api, Health, LiveLimits};
 use desk::Desk;
 use reload::Reloader;
 use signals::{EndSignal, Signal, Signals};
@@ -42,12 +42,13 @@ use startup::Startup;
 
 pub use reload::Load;
 
-/// Runs the server until it is told to stop; returns when every shard has ended. At SIGHUP it calls
-/// `load` for new settings, and sets the level of `log`.
+/// Runs the server with `loaded` until it is told to stop; returns when every shard has ended. To
+/// read the configuration again it calls `load`, and sets the level of `log`.
 ///
 /// # Errors
 /// [`ServeError`]: what could not be started and the remedy, or that a shard failed.
-pub fn serve(settings: &Settings, load: Load, log: Threshold) -> Result<(), ServeError> {
+pub fn serve(loaded: Loaded, load: Load, log: Threshold) -> Result<(), ServeError> {
+    let settings = &loaded.settings;
     // Before any other thread exists: from here on a signal is ours, whichever thread receives it.
     let signals = Signals::register().map_err(ServeError::Signals)?;
     if let Err(error) = host::refuse_huge_pages() {
@@ -72,10 +73,12 @@ pub fn serve(settings: &Settings, load: Load, log: Threshold) -> Result<(), Serv
     }
 
     let announcement = startup.announcement(admin_address);
-    let limits = startup.plan.limits.clone();
+    let limits = LiveLimits::new(startup.plan.limits.clone());
+    let shard_count = startup.plan.shards;
     let (shards, publishing) = Shards::start(startup.plan)?;
     let controls = shards.controls();
-    let reloader = Reloader { load, settings: settings.clone(), log, controls };
+    let reloader =
+        Reloader { load, loaded, log, controls, shards: shard_count, limits: limits.clone() };
     let admin = admin.map(|listener| (listener, limits, publishing));
     start_control(admin, signals, reloader).map_err(ServeError::Control)?;
     info!("{announcement}");
@@ -88,7 +91,7 @@ pub fn serve(settings: &Settings, load: Load, log: Threshold) -> Result<(), Serv
 ///
 /// The thread ends with the process: it answers `/health` as long as there is a shard.
 fn start_control(
-    admin: Option<(TcpListener, Limits, Publishing)>,
+    admin: Option<(TcpListener, LiveLimits, Publishing)>,
     signals: Signals,
     reloader: Reloader,
 ) -> io::Result<()> {
@@ -105,7 +108,7 @@ fn start_control(
             let listening = admin.map_or(Ok(()), |(listener, limits, publishing)| {
                 let desk = Desk::open(publishing)?;
                 let health = health.clone();
-                Api { health, desk, limits: Arc::new(limits) }.start(listener)
+                Api { health, desk, limits }.start(listener)
             });
             // Nobody waits for it only if the main thread is gone, and the process with it.
             let _ = started.send(listening);

@@ -37,7 +37,7 @@ pub(super) fn routes() -> Router<Api> {
 
 async fn one(State(api): State<Api>, head: HeaderMap, body: Bytes) -> Result<Response, Refusal> {
     let item = api.json_body(&head, &body)?;
-    let publication = parse(item, &api.limits)?;
+    let publication = parse(item, &api.limits.get())?;
     let room_id = publication.room_id.clone().into_owned();
     let outcomes = api.desk.publish(iter::once(Ok(publication))).await;
     let offset = outcomes[0]?;
@@ -51,7 +51,8 @@ async fn one(State(api): State<Api>, head: HeaderMap, body: Bytes) -> Result<Res
 
 async fn batch(State(api): State<Api>, head: HeaderMap, body: Bytes) -> Result<Response, Refusal> {
     let items = parse_batch(api.json_body(&head, &body)?)?;
-    let publications = items.iter().map(|item| parse(item.get(), &api.limits));
+    let limits = api.limits.get();
+    let publications = items.iter().map(|item| parse(item.get(), &limits));
     let outcomes = api.desk.publish(publications).await;
     Ok(json(batch_status(&outcomes), batch_answer(&outcomes)))
 }

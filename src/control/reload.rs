@@ -3,9 +3,12 @@
 //! Arguments and environment are those of the start, so what can differ is the file. Either all of
 //! it is right and its live settings are in force, or nothing has changed. Nobody is disconnected.
 
+use std::sync::Arc;
+
 use tracing::{error, info, warn};
 
-use crate::config::{Change, ConfigError, Loaded, Settings};
+use super::api::LiveLimits;
+use crate::config::{Change, ConfigError, Loaded};
 use crate::logging::Threshold;
 use crate::shard::thread::Controls;
 
@@ -16,25 +19,34 @@ pub type Load = fn() -> Result<Loaded, ConfigError>;
 pub(super) struct Reloader {
     pub(super) load: Load,
     /// In force now.
-    pub(super) settings: Settings,
+    pub(super) loaded: Loaded,
     pub(super) log: Threshold,
     pub(super) controls: Controls,
+    /// How many shards run, whatever the settings say.
+    pub(super) shards: usize,
+    pub(super) limits: LiveLimits,
 }
 
 impl Reloader {
     /// Reads the configuration and applies it; says in the log what came of it.
     pub(super) fn reload(&mut self) {
-        let new = match (self.load)() {
-            Ok(loaded) => loaded.settings,
+        let (new, reloaded) = match (self.load)().and_then(|new| {
+            let reloaded = self.loaded.with_live(&new)?;
+            Ok((new.settings, reloaded))
+        }) {
+            Ok(loaded) => loaded,
             Err(error) => return error!("SIGHUP: {error}; nothing has changed"),
         };
         let (live, rest): (Vec<_>, Vec<_>) =
-            self.settings.changes(&new).into_iter().partition(|change| change.is_live);
+            self.loaded.settings.changes(&new).into_iter().partition(|change| change.is_live);
         // What is said here counts as important by the old level or by the new one.
-        self.log.set(self.settings.log_level.max(new.log_level));
-        if let Err(error) = self.controls.set_heartbeats(new.heartbeats()) {
-            error!("SIGHUP: {error}");
+        self.log.set(self.loaded.settings.log_level.max(new.log_level));
+        let per_shard = self.limits.get().connections_per_shard_max;
+        let limits = Arc::new(reloaded.settings.limits(self.shards, per_shard));
+        if let Err(error) = self.controls.set_limits(Arc::clone(&limits)) {
+            return error!("SIGHUP: {error}; nothing has changed");
         }
+        self.limits.set(limits);
         if live.is_empty() {
             info!("SIGHUP: nothing has changed");
         } else {
@@ -44,7 +56,7 @@ impl Reloader {
             warn!("SIGHUP: restart the server for {}", list(&rest));
         }
         self.log.set(new.log_level);
-        self.settings = self.settings.with_live(&new);
+        self.loaded = reloaded;
     }
 }
 

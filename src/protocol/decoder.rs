@@ -408,6 +408,11 @@ impl PartialBudget {
         PartialBudget { used: 0, max }
     }
 
+    /// Changes the bound. What is held beyond it stays.
+    pub const fn set_max(&mut self, max: usize) {
+        self.max = max;
+    }
+
     /// Bytes held by incomplete messages now.
     pub const fn used(&self) -> usize {
         self.used

@@ -106,6 +106,12 @@ impl HomeTable {
         }
     }
 
+    /// Changes what [`HomeTable::new`] was told. Rooms beyond `rooms_max` stay.
+    pub const fn set_limits(&mut self, rooms_max: usize, backlog_bytes_max: u64) {
+        self.rooms_max = rooms_max;
+        self.backlog_bytes_max = backlog_bytes_max;
+    }
+
     /// How many rooms have their home here.
     #[must_use]
     pub const fn len(&self) -> usize {

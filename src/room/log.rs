@@ -136,6 +136,16 @@ impl RoomLog {
         slice.offset + slice.frames().take_while(|&start| start < position).count() as u64
     }
 
+    /// Where the frame with that offset begins, or the first one behind it that is kept; the head if
+    /// there is none. Cost: as [`RoomLog::offset_at`].
+    #[must_use]
+    pub fn position_of(&self, offset: u64) -> u64 {
+        let behind = self.slices.partition_point(|slice| slice.offset <= offset);
+        let Some(slice) = self.slices.get(behind.saturating_sub(1)) else { return self.head };
+        let nth = offset.saturating_sub(slice.offset) as usize;
+        slice.frames().nth(nth).unwrap_or(slice.end())
+    }
+
     /// Where the first frame begins that begins at `position` or later; the head if there is none.
     /// Cost: as [`RoomLog::offset_at`].
     #[must_use]
@@ -386,6 +396,7 @@ mod tests {
         let check = |log: &RoomLog, trimmed: u64| {
             for &(position, offset, _) in model.iter().filter(|(start, ..)| *start >= trimmed) {
                 assert_eq!(log.offset_at(position), offset);
+                assert_eq!(log.position_of(offset), position);
                 assert_eq!(log.frame_from(position), position);
                 let next = model.iter().map(|frame| frame.0).find(|&start| start > position);
                 assert_eq!(log.frame_from(position + 1), next.unwrap_or(log.head()));
@@ -394,6 +405,7 @@ mod tests {
             assert_eq!(log.newest(), model.last().expect("frames").0);
             assert_eq!(log.offset_at(log.head()), 48);
             assert_eq!(log.frame_from(log.head()), log.head());
+            assert_eq!((log.position_of(0), log.position_of(48)), (trimmed, log.head()));
         };
         check(&log, 0);
         for (second, index) in [(0, 0), (1, 2), (2, 3), (3, 6)] {

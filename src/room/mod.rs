@@ -76,7 +76,8 @@ pub struct Room<W> {
     pub home: ShardId,
     /// The room's key at its home; `None` until the home has answered.
     pub home_key: Option<Key>,
-    /// How far its members may fall behind, and what becomes of those that do.
+    /// How far its members may fall behind, and what becomes of those that do. Changed by
+    /// [`Room::set_policy`].
     pub policy: Policy,
     /// The frames.
     pub log: RoomLog,
@@ -122,6 +123,18 @@ impl<W> Room<W> {
     fn settle(&mut self) {
         if !self.log.is_empty() {
             self.sweep.again();
+        }
+    }
+
+    /// Changes the policy. The room may be due afterwards: others may be slow consumers now. Whoever
+    /// was overtaken has lost what it has lost, and goes on with the oldest that is kept if slow
+    /// consumers are disconnected from now on.
+    pub fn set_policy(&mut self, policy: Policy) {
+        if self.policy != policy {
+            self.policy = policy;
+            // What this round has seen was seen with another floor: it is no reason to trim.
+            self.sweep.rewind(0);
+            self.settle();
         }
     }
 
@@ -174,15 +187,16 @@ impl<W> Room<W> {
     /// the offsets of the messages that it is not sent; an empty range: it skips none.
     pub fn skip(&mut self, index: u32, now: Instant) -> Range<u64> {
         let floor = self.floor(now);
+        let skips = self.policy.slow_consumer != SlowConsumer::Disconnect;
         let member = &mut self.members[index as usize];
         let from = match member.standing {
             Standing::Overtaken => member.cursor,
-            Standing::Behind if member.cursor < floor => self.log.offset_at(member.cursor),
+            Standing::Behind if skips && member.cursor < floor => self.log.offset_at(member.cursor),
             Standing::Behind | Standing::Current => return 0..0,
         };
-        let Some(position) = policy::goes_on_at(&self.policy, &self.log, floor) else {
-            return 0..0;
-        };
+        // Not before what it has got: the floor may have fallen, with a new policy.
+        let position = policy::goes_on_at(&self.policy, &self.log, floor);
+        let position = position.max(self.log.position_of(from));
         member.standing = Standing::Behind;
         member.cursor = position;
         from..self.log.offset_at(position)
@@ -274,6 +288,18 @@ impl<W> RoomTable<W> {
     #[must_use]
     pub fn get_mut(&mut self, key: Key) -> Option<&mut Room<W>> {
         self.rooms.get_mut(key)
+    }
+
+    /// The key of the room in `slot`, if there is one.
+    #[must_use]
+    pub fn key_at(&self, slot: u32) -> Option<Key> {
+        self.rooms.key_at(slot)
+    }
+
+    /// One past the highest slot ever used: the bound for a walk with [`RoomTable::key_at`].
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        self.rooms.slots()
     }
 
     /// The rooms, in no particular order.

@@ -16,7 +16,8 @@
 //!          goes on                                             that was below the floor
 //! ```
 //!
-//! Invariant: a room's floor never falls, so what was trimmed below it is not asked for again.
+//! Invariant: a room's floor never falls while its policy stays, so what was trimmed below it is not
+//! asked for again. When it falls with a new policy, whoever goes on there gets what is kept.
 //! Never: knows connections, counts, tells anybody; that is the shard's.
 
 use std::time::Instant;
@@ -38,12 +39,12 @@ pub fn floor(policy: &Policy, log: &RoomLog, now: Instant) -> u64 {
     }
 }
 
-/// Where a member goes on that was below `floor`; `None`: nowhere, it is disconnected.
+/// Where a member goes on that was below `floor`, unless it is disconnected: one that was overtaken
+/// before the room's policy became that is not.
 #[must_use]
-pub fn goes_on_at(policy: &Policy, log: &RoomLog, floor: u64) -> Option<u64> {
+pub fn goes_on_at(policy: &Policy, log: &RoomLog, floor: u64) -> u64 {
     match policy.slow_consumer {
-        SlowConsumer::Disconnect => None,
-        SlowConsumer::SkipToNewest => Some(log.newest()),
-        SlowConsumer::DropOldest => Some(log.frame_from(floor)),
+        SlowConsumer::SkipToNewest => log.newest(),
+        SlowConsumer::DropOldest | SlowConsumer::Disconnect => log.frame_from(floor),
     }
 }

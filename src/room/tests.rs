@@ -21,6 +21,7 @@ enum Step {
     Unblock(usize),
     Sweep { budget: usize, short: Option<(usize, usize)> },
     Wait(u64),
+    Policy(Policy),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -124,6 +125,7 @@ impl World {
             Step::Sweep { budget, short } => {
                 self.sweep(budget, short);
             }
+            Step::Policy(policy) => self.room.set_policy(policy),
             Step::Wait(ms) => self.now += Duration::from_millis(ms),
         }
         for (&member, &index) in &self.index {
@@ -260,6 +262,33 @@ proptest! {
         prop_assert!(!skips || world.disconnected == 0);
         let roomy = policy.high_water_mark == 1 << 40 && policy.age_max.is_none();
         prop_assert!(!roomy || world.skipped + world.disconnected == 0);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+    #[test]
+    fn a_policy_may_change_at_any_time(
+        first in policy(),
+        steps in prop::collection::vec(
+            prop_oneof![8 => step(), 1 => policy().prop_map(Step::Policy)],
+            1..120,
+        ),
+    ) {
+        let mut world = World::new(first);
+        for step in &steps {
+            world.play(step);
+        }
+        world.settle();
+        world.check_bound();
+        for member in std::mem::take(&mut world.blocked) {
+            world.catch_up(member);
+        }
+        world.settle();
+        prop_assert!(world.room.log.is_empty(), "it keeps nothing");
+        for member in world.index.keys() {
+            prop_assert_eq!(world.due[member], world.frames.len() as u64 + 1);
+        }
     }
 }
 

@@ -45,7 +45,6 @@ use bytes::Bytes;
 use super::connection::Heard;
 use super::output::{Reason, Source};
 use super::{SLOTS_PER_TICK, Shard};
-use crate::config::Heartbeats;
 use crate::io::Io;
 use crate::slab::Key;
 
@@ -148,10 +147,9 @@ fn wants_ping(heard: Heard, slot: u32, odd_round: bool) -> bool {
 }
 
 impl<I: Io> Shard<I> {
-    /// Applies what the settings say from now on. Peers that were pinged must still answer.
-    pub(super) fn set_heartbeats(&mut self, heartbeats: Heartbeats, now: Instant) {
-        self.pong_timeout = heartbeats.pong_timeout;
-        let round = heartbeats.ping_interval.map(|interval| interval / 2);
+    /// Applies what the limits say from now on. Peers that were pinged must still answer.
+    pub(super) fn set_heartbeats(&mut self, now: Instant) {
+        let round = self.limits.heartbeats.ping_interval.map(|interval| interval / 2);
         match (&mut self.hand, round) {
             (Some(hand), Some(round)) => hand.pace(round),
             (hand, round) => *hand = round.map(|round| Hand::new(now, round)),
@@ -202,7 +200,7 @@ impl<I: Io> Shard<I> {
         } else {
             self.send(key, &PING, 0, Source::Outbox(PING.clone()));
         }
-        self.set_deadline(key, self.pong_timeout);
+        self.set_deadline(key, self.limits.heartbeats.pong_timeout);
         self.metrics.pings_sent.add(1);
     }
 
@@ -213,7 +211,7 @@ impl<I: Io> Shard<I> {
             self.metrics.pong_timeouts.add(1);
             self.retire(key, Reason::PongTimeout);
         } else {
-            self.set_deadline(key, self.pong_timeout);
+            self.set_deadline(key, self.limits.heartbeats.pong_timeout);
         }
     }
 }

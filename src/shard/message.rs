@@ -5,9 +5,11 @@
 //! on nothing but this shard's own sweeps; taking in a request may depend on deliveries getting
 //! through; nothing depends on requests.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
-use crate::config::Heartbeats;
+use crate::config::Limits;
 use crate::dialect::native;
 use crate::id::RoomName;
 use crate::protocol::Opcode;
@@ -95,10 +97,11 @@ pub struct Publish {
 }
 
 /// From the control thread.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Control {
-    /// From now on, look for vanished peers like this.
-    Heartbeats(Heartbeats),
+    /// From now on, keep to these limits. What was fixed at the start stays as it was, whatever they
+    /// say: the number of shards, the length of their mailboxes and queues.
+    Limits(Arc<Limits>),
     /// Close the listeners and every connection, then end.
     Drain,
 }

@@ -43,6 +43,7 @@ mod slow;
 pub mod thread;
 
 use std::collections::VecDeque;
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -83,6 +84,8 @@ const MESSAGES_PER_MAILBOX: usize = bound(256, 5);
 /// Slots that heartbeats visit in one tick, up to the end of a stripe: at most so many pings leave
 /// together.
 const SLOTS_PER_TICK: u32 = bound(1024, 7) as u32;
+/// Rooms whose policy is looked up in one tick after the rules have changed.
+const POLICIES_PER_TICK: usize = bound(1024, 1);
 /// Connections closed per tick while draining.
 const DRAINED_PER_TICK: u32 = bound(512, 100) as u32;
 /// Completions that one tick brings at most, usually: see `COMPLETIONS_PER_ENTER` of `io::uring`.
@@ -208,8 +211,6 @@ pub struct Shard<I: Io> {
     deadlines: Deadlines,
     /// Goes round the connections while heartbeats are on.
     hand: Option<Hand>,
-    /// For a sign of life after a ping.
-    pong_timeout: Duration,
     rooms: RoomTable<Waiting>,
     home: HomeTable,
     segments: SegmentPool,
@@ -239,6 +240,8 @@ pub struct Shard<I: Io> {
     /// Subscriptions, their ends, and last publishes of members that have gone, that found a
     /// mailbox full; at most two per room and one per connection.
     links: VecDeque<(ShardId, Request)>,
+    /// The next slot of the rooms' table whose policy may have changed; at its end: none.
+    policies_due: u32,
     /// Shards that were sent something in this tick.
     rung: Vec<bool>,
     /// Something was left in a mailbox because taking it in has to wait.
@@ -279,11 +282,9 @@ impl<I: Io> Shard<I> {
         metrics: Arc<ShardMetrics>,
     ) -> Self {
         let now = io.now();
-        let heartbeats = limits.heartbeats;
         let mut shard = Self {
             deadlines: Deadlines::new(now),
             hand: None,
-            pong_timeout: heartbeats.pong_timeout,
             connections: Slab::new(),
             rooms: RoomTable::default(),
             home: HomeTable::new(limits.rooms_max, limits.policies.default.high_water_mark),
@@ -300,6 +301,7 @@ impl<I: Io> Shard<I> {
             active: VecDeque::new(),
             stalled: Vec::new(),
             links: VecDeque::new(),
+            policies_due: u32::MAX,
             rung: vec![false; ends.homes.shards()],
             congested: false,
             accepts: vec![Accepting::No; listeners],
@@ -311,7 +313,7 @@ impl<I: Io> Shard<I> {
             limits,
             metrics,
         };
-        shard.set_heartbeats(heartbeats, now);
+        shard.set_heartbeats(now);
         shard.accept_or_pause(now);
         shard
     }
@@ -345,6 +347,7 @@ impl<I: Io> Shard<I> {
         self.take_requests();
         self.take_publishes();
         self.flush_home();
+        self.renew_policies();
         self.visit_some(now);
         self.send_owed();
         self.sweep_rooms();
@@ -376,6 +379,7 @@ impl<I: Io> Shard<I> {
         let more_to_do = !self.owed.is_empty()
             || !self.active.is_empty()
             || (!self.readable.is_empty() && self.io.receives_left() > 0)
+            || self.policies_due < self.rooms.slots()
             || self.drain.as_ref().is_some_and(|drain| drain.slot < self.connections.slots());
         if more_to_do {
             return Wait::No;
@@ -403,10 +407,7 @@ impl<I: Io> Shard<I> {
         for (index, rung) in self.rung.iter_mut().enumerate() {
             let shard = ShardId::from(index);
             // Our own mailboxes are looked at before we sleep.
-            if std::mem::take(rung)
-                && shard != self.ends.shard
-                && self.ends.sleepers.must_wake(shard)
-            {
+            if mem::take(rung) && shard != self.ends.shard && self.ends.sleepers.must_wake(shard) {
                 self.io.submit(Operation::Wake { shard });
             }
         }
@@ -416,9 +417,24 @@ impl<I: Io> Shard<I> {
     fn take_control(&mut self, now: Instant) {
         while let Ok(control) = self.ends.control.pop() {
             match control {
-                Control::Heartbeats(heartbeats) => self.set_heartbeats(heartbeats, now),
+                Control::Limits(limits) => self.set_limits(limits, now),
                 Control::Drain => self.begin_drain(now),
             }
+        }
+    }
+
+    /// Keeps to `limits` from now on. What is under way keeps the deadline it has; rooms learn of a
+    /// new policy slot by slot, see [`Shard::renew_policies`].
+    fn set_limits(&mut self, limits: Arc<Limits>, now: Instant) {
+        let was = mem::replace(&mut self.limits, limits);
+        if was.heartbeats != self.limits.heartbeats {
+            self.set_heartbeats(now);
+        }
+        let backlog_bytes_max = self.limits.policies.default.high_water_mark;
+        self.home.set_limits(self.limits.rooms_max, backlog_bytes_max);
+        self.budget.set_max(self.limits.partial_bytes_max);
+        if was.policies != self.limits.policies {
+            self.policies_due = 0;
         }
     }
 

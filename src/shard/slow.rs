@@ -10,9 +10,9 @@ use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::Shard;
 use super::connection::Connection;
 use super::output::{Noticed, Reason, Source};
+use super::{POLICIES_PER_TICK, Shard};
 use crate::config::SlowConsumer;
 use crate::dialect::Endpoint;
 use crate::dialect::native;
@@ -21,6 +21,20 @@ use crate::protocol::{CloseCode, Opcode, encode_frame};
 use crate::slab::Key;
 
 impl<I: Io> Shard<I> {
+    /// Gives some more rooms the policy that the limits say, if these have changed.
+    pub(super) fn renew_policies(&mut self) {
+        let slots = self.policies_due..self.rooms.slots();
+        for slot in slots.take(POLICIES_PER_TICK) {
+            self.policies_due = slot + 1;
+            if let Some(key) = self.rooms.key_at(slot)
+                && let Some(room) = self.rooms.get_mut(key)
+            {
+                room.set_policy(self.limits.policies.of(&room.name.name));
+                self.activate(key);
+            }
+        }
+    }
+
     /// Closes the connections that sweeps found too slow.
     pub(super) fn close_too_slow(&mut self, slots: Vec<u32>) {
         for slot in slots {
@@ -78,9 +92,10 @@ impl<I: Io> Shard<I> {
         let skipped = room.skip(index, now);
         let count = skipped.end - skipped.start;
         match room.policy.slow_consumer {
-            SlowConsumer::Disconnect => {}
             SlowConsumer::SkipToNewest => self.metrics.skipped_to_newest.add(count),
-            SlowConsumer::DropOldest => self.metrics.dropped_oldest.add(count),
+            SlowConsumer::DropOldest | SlowConsumer::Disconnect => {
+                self.metrics.dropped_oldest.add(count)
+            }
         }
         skipped
     }

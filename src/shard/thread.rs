@@ -13,7 +13,7 @@ use super::message::Control;
 use super::metrics::ShardMetrics;
 use super::publisher::Publisher;
 use super::{ControlEnds, Ends, Shard, Status};
-use crate::config::{Heartbeats, Limits};
+use crate::config::Limits;
 use crate::id::HomeHasher;
 use crate::io::host::{self, HostError, ListenError};
 use crate::io::thread::{block_signals, take_private_descriptor_table};
@@ -120,28 +120,29 @@ impl Controls {
     /// Tells every shard to close its listeners and connections, and to end.
     pub fn drain(&self) {
         // Full only if this was said many times already: the last place is kept for it.
-        let _ = self.tell(Control::Drain, 0);
+        let _ = self.tell(&Control::Drain, 0);
     }
 
-    /// Tells every shard how to look for vanished peers from now on.
+    /// Tells every shard to keep to `limits` from now on.
     ///
     /// # Errors
-    /// [`ShardBusy`] when some have not yet taken in what they were told before; the others do it.
-    pub fn set_heartbeats(&self, heartbeats: Heartbeats) -> Result<(), ShardBusy> {
-        self.tell(Control::Heartbeats(heartbeats), 1)
+    /// [`ShardBusy`] when one has not yet taken in what it was told before; then none is told.
+    pub fn set_limits(&self, limits: Arc<Limits>) -> Result<(), ShardBusy> {
+        self.tell(&Control::Limits(limits), 1)
     }
 
-    /// Puts `control` into every shard's mailbox, but leaves `spare` places free.
-    fn tell(&self, control: Control, spare: usize) -> Result<(), ShardBusy> {
+    /// Puts `control` into every shard's mailbox, or into none if that would leave fewer than
+    /// `spare` places free in one of them.
+    fn tell(&self, control: &Control, spare: usize) -> Result<(), ShardBusy> {
         let mut producers = self.producers.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let mut outcome = Ok(());
+        if let Some(shard) = producers.iter().position(|producer| producer.slots() <= spare) {
+            return Err(ShardBusy { shard });
+        }
         for (shard, producer) in producers.iter_mut().enumerate() {
-            if producer.slots() <= spare || producer.push(control).is_err() {
-                outcome = Err(ShardBusy { shard });
-            }
+            producer.push(control.clone()).expect("nobody else puts anything in");
             self.bells.ring(shard);
         }
-        outcome
+        Ok(())
     }
 }
 
@@ -149,7 +150,7 @@ impl Controls {
 #[derive(Debug, thiserror::Error)]
 #[error("shard {shard} is too busy to be told; try again")]
 pub struct ShardBusy {
-    /// Which one; the last of them.
+    /// Which one.
     pub shard: usize,
 }
 

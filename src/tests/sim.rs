@@ -76,19 +76,20 @@ fn sim_keeps_its_promises() {
     let (pings, vanished, cut) =
         (total(|o| o.pings), total(|o| o.vanished), total(|o| o.pong_timeouts));
     let (published, busy) = (total(|o| o.published), total(|o| o.busy));
+    let reloads = total(|outcome| outcome.reloads);
     println!(
         "{} seeds: {steps} steps, {delivered} deliveries, {short} short sends, \
          {slow} slow consumers, {to_newest} skipped to the newest, {oldest} dropped as the oldest, \
          {told} of them told, {accounted} worlds accounted for, {drained} drains, {pings} pings, \
          {vanished} vanished, {cut} cut, \
-         {published} published by backends, {busy} refused",
+         {published} published by backends, {busy} refused, {reloads} reloads",
         outcomes.len()
     );
     if outcomes.len() >= 100 {
         assert!(delivered > 100 * SEEDS && slow > 0 && short > SEEDS && drained > 0);
         assert!(to_newest > SEEDS && oldest > SEEDS && told > SEEDS && accounted > 0);
         assert!(pings > SEEDS && vanished > SEEDS / 4 && cut > SEEDS / 8);
-        assert!(published > SEEDS && busy > SEEDS);
+        assert!(published > SEEDS && busy > SEEDS && reloads > SEEDS / 4);
     }
 }
 

@@ -1,7 +1,5 @@
 //! The router over a desk whose shards do not run, or end: what is answered then.
 
-use std::sync::Arc;
-
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use monoio::{LegacyDriver, RuntimeBuilder};
@@ -21,7 +19,7 @@ fn api(publish_queue_len_max: usize) -> (Api, Vec<Ends>) {
     let (bells, _) = Bells::new(1).unwrap();
     // Who has no patience is refused at once.
     let desk = Desk::new(control.publisher, bells, Duration::ZERO);
-    (Api { health: Health::default(), desk, limits: Arc::new(limits) }, ends)
+    (Api { health: Health::default(), desk, limits: LiveLimits::new(limits) }, ends)
 }
 
 fn request(method: &str, path: &str, body: &str) -> Request<Body> {

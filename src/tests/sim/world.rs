@@ -60,6 +60,8 @@ pub(super) struct Plan {
     pub(super) heartbeats: Option<Heartbeats>,
     /// Rooms whose slow consumers have a policy of their own.
     rules: Vec<RoomRule>,
+    /// Now and then their marks and ages change.
+    reloads: bool,
     drains: bool,
     /// The drain has begun.
     pub(super) draining: bool,
@@ -89,6 +91,8 @@ pub(super) struct Outcome {
     /// Publishes by a backend that had members to go to, and those refused.
     pub(super) published: u64,
     pub(super) busy: u64,
+    /// How often the policies of rooms changed.
+    pub(super) reloads: u64,
 }
 
 struct World {
@@ -103,6 +107,9 @@ struct World {
     /// Publishes from outside.
     backend: Option<Backend>,
     check: Checker,
+    /// The largest high-water mark that any room has had.
+    mark_max: u64,
+    reloads: u64,
     steps: u64,
     ticks: u64,
     /// Nobody starts anything new.
@@ -141,6 +148,7 @@ pub(super) fn run(seed: u64, drain: Option<bool>, print: bool) -> Outcome {
         pong_timeouts: total(|metrics| metrics.pong_timeouts.value()),
         published: world.backend.as_ref().map_or(0, |backend| backend.published),
         busy: world.backend.as_ref().map_or(0, |backend| backend.busy),
+        reloads: world.reloads,
     }
 }
 
@@ -158,6 +166,7 @@ impl World {
         // By the number, and from randomness of their own, for the same reason.
         if matches!(seed % 5, 2 | 4) && !plan.roomy {
             plan.draw_rules(&mut StdRng::seed_from_u64(!seed));
+            plan.reloads = seed.is_multiple_of(3);
         }
         plan.drains = drain.unwrap_or(plan.drains);
         let limits = Arc::new(plan.limits(&mut net));
@@ -183,6 +192,7 @@ impl World {
             )));
             metrics.push(counted);
         }
+        let mark_max = plan.mark_max(&limits);
         Self {
             stalled_until: vec![Duration::ZERO; plan.shards],
             net,
@@ -196,7 +206,9 @@ impl World {
             check: Checker::new(
                 ROOM_NAMES.iter().map(|name| limits.policies.of(name).slow_consumer).collect(),
             ),
+            mark_max,
             limits,
+            reloads: 0,
             steps: 0,
             ticks: 0,
             calm: false,
@@ -221,8 +233,31 @@ impl World {
                 let stall = Duration::from_millis(net.rng.random_range(1..100));
                 self.stalled_until[shard] = net.clock + stall;
             }
+            if self.plan.reloads && self.net.borrow_mut().chance(0.001) {
+                self.change_policies();
+            }
             self.step();
         }
+    }
+
+    /// Rooms get other marks and ages. What becomes of slow consumers stays: the checker knows it
+    /// by the room.
+    fn change_policies(&mut self) {
+        // A shard that stalls may not have heard of the last change.
+        if self.controls.iter().any(|controls| controls.slots() < 2) {
+            return;
+        }
+        let mut limits = (*self.limits).clone();
+        let mut net = self.net.borrow_mut();
+        for rule in &mut limits.policies.rules {
+            rule.policy.high_water_mark = self.plan.mark_min() * pick(&mut net, &[1, 2, 8]);
+            rule.policy.age_max =
+                pick(&mut net, &[None, Some(20), Some(300)]).map(Duration::from_millis);
+        }
+        drop(net);
+        self.mark_max = self.mark_max.max(self.plan.mark_max(&limits));
+        self.set_limits(limits);
+        self.reloads += 1;
     }
 
     fn calm_down(&mut self) {
@@ -281,8 +316,14 @@ impl World {
     }
 
     fn set_heartbeats(&mut self, heartbeats: Heartbeats) {
+        self.set_limits(Limits { heartbeats, ..(*self.limits).clone() });
+    }
+
+    /// As a reload does.
+    fn set_limits(&mut self, limits: Limits) {
+        self.limits = Arc::new(limits);
         for shard in 0..self.plan.shards {
-            let told = self.controls[shard].push(Control::Heartbeats(heartbeats));
+            let told = self.controls[shard].push(Control::Limits(Arc::clone(&self.limits)));
             told.expect("all that was said was heard long ago");
             self.net.borrow_mut().wake(shard);
         }
@@ -429,7 +470,7 @@ impl World {
             self.net.borrow_mut().end_shard(shard);
         } else if self.steps.is_multiple_of(16) && !self.plan.roomy {
             // What the slowest member may be behind, and what comes in before it is closed.
-            let bytes_max = 2 * self.plan.mark_max(&self.limits) + 2 * SEGMENT_BYTES as u64;
+            let bytes_max = 2 * self.mark_max + 2 * SEGMENT_BYTES as u64;
             let bytes = running.residue().log_bytes_max;
             assert!(bytes <= bytes_max, "a log of {bytes} bytes on shard {shard}");
         }
@@ -484,6 +525,7 @@ impl Plan {
             partial_scarce: net.chance(0.15),
             heartbeats: None,
             rules: Vec::new(),
+            reloads: false,
             drains: net.chance(0.2),
             draining: false,
             ended: false,
