@@ -1,6 +1,7 @@
 //! The admin interface: HTTP on its own address, for operators and backends, not for clients.
 //!
 //! `GET /health` answers `{"status":"ok"}`, while the server drains `{"status":"draining"}`;
+//! `GET /v1/stats` is in [`super::monitor`];
 //! `POST /v1/publish` and `POST /v1/publish/batch` are in [`super::publish`]. Every answer is JSON,
 //! errors too: `{"error":{"code":C,"message":M}}`. Bounded like the rest: so many connections, so
 //! long to send a request, so large a body, so long to take an answer. No authentication: whoever
@@ -33,6 +34,7 @@ use tower_service::Service;
 use tracing::{debug, warn};
 
 use super::api::{Api, LiveLimits, Refusal};
+use super::monitor::Stats;
 use super::{desk, publish};
 
 impl Api {
@@ -56,6 +58,7 @@ impl Api {
     fn router(self) -> Router {
         Router::new()
             .route("/health", get(report_health))
+            .route("/v1/stats", get(report_stats))
             .merge(publish::routes())
             .fallback(|| async { NOT_FOUND })
             .method_not_allowed_fallback(|| async { METHOD_NOT_ALLOWED })
@@ -144,16 +147,23 @@ async fn report_health(State(api): State<Api>) -> Json<Value> {
     Json(json!({"status": if api.health.is_draining() { "draining" } else { "ok" }}))
 }
 
+async fn report_stats(State(api): State<Api>) -> Json<Stats> {
+    let state = if api.health.is_draining() { "draining" } else { "ready" };
+    Json(api.monitor.stats(state, api.limits.get().connections_max))
+}
+
 const NOT_FOUND: Refusal = Refusal {
     status: StatusCode::NOT_FOUND,
     code: "not_found",
-    message: "There is nothing here. Endpoints are /health, /v1/publish and /v1/publish/batch.",
+    message: "There is nothing here. Endpoints are /health, /v1/stats, /v1/publish and \
+              /v1/publish/batch.",
 };
 
 const METHOD_NOT_ALLOWED: Refusal = Refusal {
     status: StatusCode::METHOD_NOT_ALLOWED,
     code: "method_not_allowed",
-    message: "Read /health with GET; send to /v1/publish and /v1/publish/batch with POST.",
+    message: "Read /health and /v1/stats with GET; send to /v1/publish and /v1/publish/batch with \
+              POST.",
 };
 
 const REQUEST_TIMEOUT: Refusal = Refusal {

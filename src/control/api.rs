@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use super::desk::Desk;
+use super::monitor::Monitor;
 use crate::config::Limits;
 
 /// What the handlers of requests share. Cloning shares it.
@@ -17,6 +18,7 @@ pub(super) struct Api {
     pub(super) health: Health,
     pub(super) desk: Desk,
     pub(super) limits: LiveLimits,
+    pub(super) monitor: Monitor,
 }
 
 /// The limits in force, which a reload replaces. Cloning shares them.

@@ -16,6 +16,7 @@
 mod admin;
 mod api;
 mod desk;
+mod monitor;
 mod publish;
 mod reload;
 mod signals;
@@ -36,6 +37,7 @@ use crate::shard::thread::{Publishing, ShardPanicked, Shards, StartError};
 
 use api::{Api, Health, LiveLimits};
 use desk::Desk;
+use monitor::Monitor;
 use reload::Reloader;
 use signals::{EndSignal, Signal, Signals};
 use startup::Startup;
@@ -79,7 +81,8 @@ pub fn serve(loaded: Loaded, load: Load, log: Threshold) -> Result<(), ServeErro
     let controls = shards.controls();
     let reloader =
         Reloader { load, loaded, log, controls, shards: shard_count, limits: limits.clone() };
-    let admin = admin.map(|listener| (listener, limits, publishing));
+    let monitor = Monitor::new(shards.observed());
+    let admin = admin.map(|listener| Interface { listener, limits, publishing, monitor });
     start_control(admin, signals, reloader).map_err(ServeError::Control)?;
     info!("{announcement}");
     shards.join()?;
@@ -90,11 +93,7 @@ pub fn serve(loaded: Loaded, load: Load, log: Threshold) -> Result<(), ServeErro
 /// Starts the control thread, and returns once its runtime stands.
 ///
 /// The thread ends with the process: it answers `/health` as long as there is a shard.
-fn start_control(
-    admin: Option<(TcpListener, LiveLimits, Publishing)>,
-    signals: Signals,
-    reloader: Reloader,
-) -> io::Result<()> {
+fn start_control(admin: Option<Interface>, signals: Signals, reloader: Reloader) -> io::Result<()> {
     let (started, outcome) = mpsc::sync_channel(1);
     thread::Builder::new().name("fanwire-control".into()).spawn(move || {
         let runtime =
@@ -105,17 +104,31 @@ fn start_control(
         };
         runtime.block_on(async {
             let health = Health::default();
-            let listening = admin.map_or(Ok(()), |(listener, limits, publishing)| {
-                let desk = Desk::open(publishing)?;
-                let health = health.clone();
-                Api { health, desk, limits }.start(listener)
-            });
+            let listening = admin.map_or(Ok(()), |admin| admin.open(health.clone()));
             // Nobody waits for it only if the main thread is gone, and the process with it.
             let _ = started.send(listening);
             control(signals, health, reloader).await;
         });
     })?;
     outcome.recv().unwrap_or_else(|_| Err(io::Error::other("the control thread panicked")))
+}
+
+/// What the admin interface needs, if there is one.
+struct Interface {
+    listener: TcpListener,
+    limits: LiveLimits,
+    publishing: Publishing,
+    monitor: Monitor,
+}
+
+impl Interface {
+    /// Begins to serve it, on the runtime of the calling thread.
+    fn open(self, health: Health) -> io::Result<()> {
+        let Self { listener, limits, publishing, monitor } = self;
+        let desk = Desk::open(publishing)?;
+        monoio::spawn(monitor.clone().watch());
+        Api { health, desk, limits, monitor }.start(listener)
+    }
 }
 
 async fn control(signals: Signals, health: Health, mut reloader: Reloader) {

@@ -72,6 +72,12 @@ impl<T> Lanes<T> {
         self.incoming[from.index()].pop().ok()
     }
 
+    /// How many messages wait to be received, from all together.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.incoming.iter().map(Consumer::slots).sum()
+    }
+
     /// Whether anything waits to be received, from whomever.
     #[must_use]
     pub fn has_input(&self) -> bool {
@@ -152,6 +158,7 @@ mod tests {
         for (to, lanes) in mesh.iter_mut().enumerate() {
             for from in 0..3 {
                 assert!(lanes.has_input());
+                assert_eq!(lanes.depth(), 3 - from);
                 assert_eq!(lanes.peek(ShardId::from(from)), Some(&(from, to)));
                 assert_eq!(lanes.receive(ShardId::from(from)), Some((from, to)));
                 assert_eq!(lanes.receive(ShardId::from(from)), None);

@@ -52,6 +52,9 @@ pub trait Io {
     /// Cost: a system call. Only for what is rare, or asked for by a setting.
     fn peer_address(&self, socket: Socket) -> Option<SocketAddr>;
 
+    /// The time, read now.
+    fn clock(&self) -> Instant;
+
     /// How many more [`Operation::Receive`] may be submitted before the next [`Io::enter`].
     fn receives_left(&self) -> usize;
 

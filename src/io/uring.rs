@@ -358,6 +358,10 @@ impl Io for Uring {
         socket::peer_address(socket)
     }
 
+    fn clock(&self) -> Instant {
+        Instant::now()
+    }
+
     fn receives_left(&self) -> usize {
         self.pool.left()
     }

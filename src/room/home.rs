@@ -12,6 +12,7 @@
 //! A room lives here while some shard has members in it; its offsets begin at 1.
 
 use std::collections::{HashMap, VecDeque};
+use std::time::Instant;
 
 use bytes::{BufMut, Bytes};
 
@@ -40,6 +41,8 @@ pub struct Frames {
     pub bytes: Bytes,
     /// Offset of the last one.
     pub offset: u64,
+    /// When the first one was numbered.
+    pub at: Instant,
 }
 
 /// As many rooms as allowed have their home here already.
@@ -87,6 +90,7 @@ struct Subscriber {
 struct Run {
     room: Key,
     offset: u64,
+    at: Instant,
 }
 
 impl HomeTable {
@@ -165,7 +169,7 @@ impl HomeTable {
     }
 
     /// Numbers and encodes one publish. Returns its offset. One copy of the payload.
-    pub fn publish(&mut self, key: Key, message: &Message) -> u64 {
+    pub fn publish(&mut self, key: Key, message: &Message, now: Instant) -> u64 {
         let home = self.rooms.get_mut(key).expect("a room with members");
         home.offset += 1;
         let offset = home.offset;
@@ -197,16 +201,16 @@ impl HomeTable {
         segment.put_slice(before);
         segment.put_slice(digits);
         segment.put_slice(after);
-        let run = self.run.get_or_insert(Run { room: key, offset });
+        let run = self.run.get_or_insert(Run { room: key, offset, at: now });
         run.offset = offset;
         offset
     }
 
     /// Publishes to the room called `name` and returns the offset; `None` when there is no such
     /// room, because nobody is in it: then there is nothing to do.
-    pub fn publish_to(&mut self, name: &RoomName, message: &Message) -> Option<u64> {
+    pub fn publish_to(&mut self, name: &RoomName, message: &Message, now: Instant) -> Option<u64> {
         let key = *self.by_name.get(name)?;
-        Some(self.publish(key, message))
+        Some(self.publish(key, message, now))
     }
 
     /// Hands new frames to every subscriber through `send`, which takes the shard and the room's
@@ -244,7 +248,7 @@ impl HomeTable {
         let bytes = self.segments.cut();
         if let Some(home) = self.rooms.get_mut(run.room) {
             home.backlog_bytes += bytes.len() as u64;
-            home.backlog.push_back(Frames { bytes, offset: run.offset });
+            home.backlog.push_back(Frames { bytes, offset: run.offset, at: run.at });
         }
     }
 }

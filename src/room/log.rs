@@ -3,7 +3,7 @@
 //! A position counts bytes since the room came to this shard; a member's cursor is a position at
 //! the start of a frame. The log keeps everything from the slowest cursor, or from the floor that
 //! the room's policy sets ([`super::policy`]), to the head. It knows the offset of every frame, and
-//! when the first frame of a slice came.
+//! when the first frame of a slice was numbered at the room's home.
 //!
 //! Frames arrive in slices, a slice per publish or per burst. Before a sweep carries several small
 //! slices to all members, [`RoomLog::coalesce`] copies them once into one, so that every member
@@ -13,6 +13,7 @@
 //! Never: looks into a frame, except at its header to find its end.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -33,7 +34,7 @@ struct Slice {
     start: u64,
     /// Offset of its first frame.
     offset: u64,
-    /// When its first frame came.
+    /// When its first frame was numbered.
     at: Instant,
     bytes: Bytes,
 }
@@ -89,7 +90,8 @@ impl RoomLog {
         self.slices.is_empty()
     }
 
-    /// Appends whole frames that have come `at` this time; the last one has the offset `offset`.
+    /// Appends whole frames of which the first was numbered `at` this time; the last one has the
+    /// offset `offset`.
     pub fn append(&mut self, bytes: Bytes, offset: u64, at: Instant) {
         if !bytes.is_empty() {
             let slice = Slice { start: self.head, offset: self.offset + 1, at, bytes };
@@ -146,6 +148,18 @@ impl RoomLog {
         slice.frames().nth(nth).unwrap_or(slice.end())
     }
 
+    /// How many frames lie between two positions. Cost: as [`RoomLog::offset_at`], twice.
+    ///
+    /// # Panics
+    /// When the first of them was trimmed.
+    #[must_use]
+    pub fn messages(&self, positions: Range<u64>) -> u64 {
+        if positions.is_empty() {
+            return 0;
+        }
+        self.offset_at(positions.end) - self.offset_at(positions.start)
+    }
+
     /// Where the first frame begins that begins at `position` or later; the head if there is none.
     /// Cost: as [`RoomLog::offset_at`].
     #[must_use]
@@ -171,8 +185,15 @@ impl RoomLog {
         }
     }
 
-    /// Where what has come at `time` or later begins. Frames that were coalesced count as old as
-    /// the oldest of them.
+    /// When what lies at `position` was numbered; `None` at the head. Cost: as
+    /// [`RoomLog::since`].
+    #[must_use]
+    pub fn time_at(&self, position: u64) -> Option<Instant> {
+        self.slice_at(position).map(|slice| slice.at)
+    }
+
+    /// Where what was numbered at `time` or later begins. Frames that were coalesced count as old
+    /// as the oldest of them.
     #[must_use]
     pub fn since(&self, time: Instant) -> u64 {
         let index = self.slices.partition_point(|slice| slice.at < time);

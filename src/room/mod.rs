@@ -31,7 +31,7 @@ use crate::slab::{Key, Slab};
 pub use log::RoomLog;
 pub use members::Members;
 pub use segment::SegmentPool;
-pub use sweep::{Floor, Sweep, Visit};
+pub use sweep::{Delivered, Floor, Sweep, Visit};
 
 /// A connection in a room: its slot and how far it has got.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -215,7 +215,7 @@ impl<W> Room<W> {
         now: Instant,
         too_slow: &mut Vec<u32>,
         visit: impl FnMut(&Member, &bytes::Bytes, usize) -> Visit,
-    ) -> usize {
+    ) -> Delivered {
         let floor = Floor { position: self.floor(now), policy: &self.policy, too_slow };
         self.sweep.advance(&mut self.members, &mut self.log, segments, budget, floor, visit)
     }

@@ -25,11 +25,14 @@
 //! seen in it at which a member may go on; nothing below `slowest` of the last finished round is
 //! needed any more.
 
+use std::time::Instant;
+
+use bytes::Bytes;
+
 use super::log::RoomLog;
 use super::segment::SegmentPool;
 use super::{Member, Members, Standing};
 use crate::config::{Policy, SlowConsumer};
-use bytes::Bytes;
 
 /// What a visited member did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +44,38 @@ pub enum Visit {
     Later,
     /// Its socket is full: it will catch up by itself.
     Blocked,
+}
+
+/// What a step of a sweep has done.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Delivered {
+    /// Members that were sent something.
+    pub sends: usize,
+    /// Messages that they were sent, all together.
+    pub messages: u64,
+    /// Every member that is not blocked has everything now; since this time, when the oldest
+    /// message was numbered, they have been waiting for it.
+    pub finished: Option<Instant>,
+}
+
+/// What lies at one cursor. Nearly all members have the same, so it is looked up once for them.
+struct Piece<'l> {
+    cursor: u64,
+    bytes: &'l Bytes,
+    from: usize,
+    messages: u64,
+}
+
+impl<'l> Piece<'l> {
+    fn at(cursor: u64, log: &'l RoomLog) -> Option<Self> {
+        let (bytes, from) = log.at(cursor)?;
+        let messages = log.messages(cursor..cursor + (bytes.len() - from) as u64);
+        Some(Self { cursor, bytes, from, messages })
+    }
+
+    fn end(&self) -> u64 {
+        self.cursor + (self.bytes.len() - self.from) as u64
+    }
 }
 
 /// Below it, nothing is kept for members that are behind. See [`super::policy`].
@@ -86,6 +121,10 @@ pub struct Sweep {
     trim: Option<u64>,
     /// Every member that is not blocked has got everything up to here.
     swept: u64,
+    /// When the oldest message behind that was numbered, once a round carries it.
+    since: Option<Instant>,
+    /// Some member was sent something since then.
+    served: bool,
 }
 
 impl Sweep {
@@ -103,7 +142,7 @@ impl Sweep {
 
     /// Visits members until one round is over, or `budget` members were sent something or fell
     /// below the floor, and calls `visit` with each current member that is not at the head, the
-    /// slice at its cursor and where in it the cursor is. Returns the deliveries made.
+    /// slice at its cursor and where in it the cursor is.
     pub fn advance(
         &mut self,
         members: &mut Members,
@@ -112,33 +151,40 @@ impl Sweep {
         budget: usize,
         mut floor: Floor<'_>,
         mut visit: impl FnMut(&Member, &Bytes, usize) -> Visit,
-    ) -> usize {
+    ) -> Delivered {
+        let mut delivered = Delivered::default();
         if let Some(position) = self.trim.take() {
             log.trim(position);
         }
         if self.next == 0 {
             if !self.behind && log.head() <= self.target {
-                return 0;
+                return delivered;
             }
+            self.since = self.since.or_else(|| log.time_at(self.target));
             log.coalesce(self.target, segments);
             log.compact(floor.policy.age_max);
             self.target = log.head();
             self.slowest = log.head();
             self.behind = false;
         }
-        let (mut delivered, mut overtaken) = (0, 0);
+        let log = &*log;
+        let (mut overtaken, mut piece) = (0, None::<Piece<'_>>);
         while self.next < members.len() {
-            if delivered + overtaken == budget {
+            if delivered.sends + overtaken == budget {
+                self.served |= delivered.sends > 0;
                 return delivered;
             }
             let member = &mut members[self.next];
-            if member.standing == Standing::Current
-                && let Some((bytes, from)) = log.at(member.cursor)
-            {
-                match visit(member, bytes, from) {
+            if member.standing == Standing::Current && member.cursor < log.head() {
+                if piece.as_ref().is_none_or(|piece| piece.cursor != member.cursor) {
+                    piece = Piece::at(member.cursor, log);
+                }
+                let piece = piece.as_ref().expect("something lies before the head");
+                match visit(member, piece.bytes, piece.from) {
                     Visit::Sent => {
-                        delivered += 1;
-                        member.cursor += (bytes.len() - from) as u64;
+                        delivered.sends += 1;
+                        delivered.messages += piece.messages;
+                        member.cursor = piece.end();
                         self.behind |= member.cursor < self.target;
                     }
                     Visit::Later => self.behind = true,
@@ -154,8 +200,11 @@ impl Sweep {
         }
         self.next = 0;
         self.trim = Some(self.slowest);
+        self.served |= delivered.sends > 0;
         if !self.behind {
             self.swept = self.target;
+            let since = self.since.take();
+            delivered.finished = since.filter(|_| std::mem::take(&mut self.served));
         }
         delivered
     }

@@ -22,24 +22,27 @@
 //!
 //! | What an idle member needs                                      |   `/raw` |    `/ws` |
 //! |----------------------------------------------------------------|---------:|---------:|
-//! | its slot of the shard's [`Slab`], a [`Connection`] in it        |       72 |       72 |
+//! | its slot of the shard's [`Slab`], a [`Connection`] in it        |       80 |       80 |
 //! | its place in the room, a [`Member`]                             |       16 |       16 |
 //! | [`Named`]: its rooms and its name                               |          |       40 |
 //! | for each room a [`Membership`]                                  |          |       32 |
 //! | its display name, counted by reference: 16 and as long as it is |          |   16 + n |
-//! | **in all**                                                      |   **88** | **176 + n** |
+//! | **in all**                                                      |   **96** | **184 + n** |
 //!
-//! Of the 64 bytes of a [`Connection`] the links of the deadlines' wheel take 12, the idle decoder
-//! 8, the rooms 16, the pointer to [`Extra`] 8. Slots and places come in chunks of 256, so nothing
-//! on `/raw` is an allocation of its own; the chunks' own addresses come to less than a byte. On
-//! `/ws` there are three, each rounded up to 16 bytes by the allocator; the second room makes the
-//! list of rooms grow to four. Nothing else grows with members: names of rooms are kept per room.
-//! (`benches/instructions` counts the allocations and their bytes on a running shard.)
+//! Of the 72 bytes of a [`Connection`] the links of the deadlines' wheel take 12, the idle decoder
+//! 8, the rooms 16, the pointer to [`Extra`] 8, and what operators want to know of a connection
+//! that ends (since when it was there, how many messages came from it) 8. Slots and places come in
+//! chunks of 256, so nothing on `/raw` is an allocation of its own; the chunks' own addresses come
+//! to less than a byte. On `/ws` there are three, each rounded up to 16 bytes by the allocator; the
+//! second room makes the list of rooms grow to four. Nothing else grows with members: names of
+//! rooms are kept per room. (`benches/instructions` counts the allocations and their bytes on a
+//! running shard.)
 //!
 //! At times: [`Extra`], 128 bytes and what it holds, for what is owed or had to wait; what was
 //! received of a message that is not complete, in the decoder.
 //!
-//! Measured, resident: 118 bytes per member with a million, 152 with 18,000 (results/README.md).
+//! Measured, resident, with 8 bytes less in the slot: 118 bytes per member with a million, 152 with
+//! 18,000 (results/README.md).
 //! The difference is mostly per shard, not per connection: receive buffers, lists of work as long
 //! as a storm, rings. None of it is in huge pages ([`crate::io::host::refuse_huge_pages`]). And
 //! none of it is the kernel's memory, which is the larger part by far: some 4,085 bytes per
@@ -68,6 +71,11 @@ pub struct Connection {
     pub deadline: Deadline,
     /// The last tick in which something was sent to it: at most one send per tick.
     pub sent_tick: u32,
+    /// Since when: microseconds (modulo 2^32) of the shard's time while the opening handshake is
+    /// under way, [`super::ending::UNIT`]s from then on.
+    pub since: u32,
+    /// Messages received; no more than fit.
+    pub received: u32,
     /// Where it is in its life.
     pub phase: Phase,
     /// What its messages mean; means nothing before `Open`.
@@ -118,10 +126,41 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// Whether the opening handshake is not over.
+    /// How many phases there are.
+    const COUNT: usize = Self::Dead as usize + 1;
+}
+
+/// How many connections of a shard are in which phase: the table of connections by phase.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Phases([usize; Phase::COUNT]);
+
+impl Phases {
+    /// A connection begins, in `phase`.
+    pub fn enter(&mut self, phase: Phase) {
+        self.0[phase as usize] += 1;
+    }
+
+    /// A connection ends, in `phase`.
+    pub fn leave(&mut self, phase: Phase) {
+        self.0[phase as usize] -= 1;
+    }
+
+    /// A connection goes on from one phase to another.
+    pub fn change(&mut self, from: Phase, to: Phase) {
+        self.leave(from);
+        self.enter(to);
+    }
+
+    /// Opening handshakes under way.
     #[must_use]
-    pub const fn is_handshake(self) -> bool {
-        matches!(self, Self::Opening | Self::Joining)
+    pub const fn handshakes(&self) -> usize {
+        self.0[Phase::Opening as usize] + self.0[Phase::Joining as usize]
+    }
+
+    /// Connections on which messages pass.
+    #[must_use]
+    pub const fn open(&self) -> usize {
+        self.0[Phase::Open as usize]
     }
 }
 
@@ -170,13 +209,15 @@ impl Extra {
 }
 
 impl Connection {
-    /// A connection that has just been accepted.
+    /// A connection that has just been accepted, at this time.
     #[must_use]
-    pub fn new(socket: Socket) -> Self {
+    pub fn new(socket: Socket, since: u32) -> Self {
         Self {
             socket,
             deadline: Deadline::default(),
             sent_tick: 0,
+            since,
+            received: 0,
             phase: Phase::Opening,
             endpoint: Endpoint::Raw,
             admitted: false,
@@ -422,8 +463,8 @@ impl Memberships {
 }
 
 // The table in the module documentation, row by row; growing is a decision, not an accident.
-const _: () = assert!(Slab::<Connection>::SLOT_BYTES == 72);
-const _: () = assert!(size_of::<Connection>() == 64);
+const _: () = assert!(Slab::<Connection>::SLOT_BYTES == 80);
+const _: () = assert!(size_of::<Connection>() == 72);
 const _: () = assert!(size_of::<Deadline>() == 12);
 const _: () = assert!(size_of::<Decoder>() == 8);
 const _: () = assert!(size_of::<Memberships>() == 16);

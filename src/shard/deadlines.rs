@@ -165,7 +165,7 @@ mod tests {
             let mut deadlines = Deadlines::new(start);
             let mut connections = Slab::new();
             let keys: Vec<Key> =
-                (0..12).map(|n| connections.insert(Connection::new(Socket(n)))).collect();
+                (0..12).map(|n| connections.insert(Connection::new(Socket(n), 0))).collect();
             let mut model = BTreeMap::new();
             for (n, what, ms) in steps {
                 let key = keys[n];

@@ -73,6 +73,7 @@ impl<I: Io> Shard<I> {
         };
         connection.waiting = false;
         let index = room.join(key.slot());
+        self.members += 1;
         match joining {
             Joining::Raw(accept) => {
                 connection.memberships = Memberships::One { room: room_key, index };
@@ -161,6 +162,7 @@ impl<I: Io> Shard<I> {
 
     fn leave(&mut self, room_key: Key, index: u32) {
         self.count_skipped(room_key, index);
+        self.members -= 1;
         let Some(room) = self.rooms.get_mut(room_key) else {
             return;
         };
@@ -342,12 +344,11 @@ impl<I: Io> Shard<I> {
                 }
             }
             Delivery::Frames { room: room_key, frames } => {
-                let now = self.io.now();
                 // The last member may have left while they were on their way.
                 let Some(room) = self.rooms.get_mut(room_key) else {
                     return;
                 };
-                room.log.append(frames.bytes, frames.offset, now);
+                room.log.append(frames.bytes, frames.offset, frames.at);
                 self.activate(room_key);
             }
             Delivery::Acknowledged { ack, offset } => {
@@ -417,7 +418,7 @@ impl<I: Io> Shard<I> {
                 None
             }
             Request::Publish { home_key, message, ack } => {
-                let offset = self.home.publish(home_key, &message);
+                let offset = self.home.publish(home_key, &message, self.io.now());
                 self.metrics.published.add(1);
                 ack.map(|ack| Delivery::Acknowledged { ack, offset })
             }
@@ -462,11 +463,11 @@ impl<I: Io> Shard<I> {
     /// Returns how many sends it made.
     fn sweep_room(&mut self, room_key: Key, budget: usize, too_slow: &mut Vec<u32>) -> usize {
         let now = self.io.now();
-        let Self { rooms, connections, io, staged, segments, tick, owed, .. } = self;
+        let Self { rooms, connections, io, staged, segments, tick, owed, sent, .. } = self;
         let Some(room) = rooms.get_mut(room_key) else {
             return 0;
         };
-        let sends = room.advance(segments, budget, now, too_slow, |member, bytes, from| {
+        let delivered = room.advance(segments, budget, now, too_slow, |member, bytes, from| {
             let key = connections.key_at(member.connection).expect("members are there");
             let connection = connections.at_mut(member.connection).expect("members are there");
             if connection.poll_writable || connection.behind {
@@ -484,11 +485,15 @@ impl<I: Io> Shard<I> {
             let socket = connection.socket;
             let token = Token::new(staged.len() as u64);
             io.submit(Operation::Send { socket, token, bytes, from });
-            let source = Source::Room { room: room_key, cursor: member.cursor };
+            let len = (bytes.len() - from) as u32;
+            sent.bytes += i64::from(len);
+            let source = Source::Room { room: room_key, cursor: member.cursor, len };
             staged.push(Staged { connection: key, source });
             Visit::Sent
         });
-        self.metrics.sends.add(sends as u64);
-        sends
+        self.sent.deliveries += delivered.messages as i64;
+        self.metrics.sends.add(delivered.sends as u64);
+        self.finished.extend(delivered.finished);
+        delivered.sends
     }
 }

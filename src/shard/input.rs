@@ -82,7 +82,7 @@ impl<I: Io> Shard<I> {
         if self.drain.is_some() {
             return;
         }
-        let full = self.handshakes >= self.limits.handshakes_max;
+        let full = self.phases.handshakes() >= self.limits.handshakes_max;
         for (listener, accepting) in self.accepts.iter_mut().enumerate() {
             match accepting {
                 Accepting::Yes if full => {
@@ -100,8 +100,9 @@ impl<I: Io> Shard<I> {
 
     fn open(&mut self, socket: Socket) {
         self.metrics.accepted.add(1);
-        self.handshakes += 1;
-        let key = self.connections.insert(Connection::new(socket));
+        self.phases.enter(Phase::Opening);
+        let since = self.micros();
+        let key = self.connections.insert(Connection::new(socket, since));
         if self.drain.is_some() {
             return self.refuse(key, HandshakeError::Draining);
         }
@@ -182,6 +183,7 @@ impl<I: Io> Shard<I> {
         match result {
             Ok(lease) if lease.is_empty() => self.handle_end_of_file(key),
             Ok(mut lease) => {
+                self.metrics.bytes_received.add(lease.len() as u64);
                 self.handle_input(key, &mut lease);
                 let more = lease.len() == self.io.receive_bytes_max();
                 drop(lease);
@@ -328,7 +330,7 @@ impl<I: Io> Shard<I> {
         };
         connection.heard = Heard::Message;
         self.clear_deadline(key);
-        self.metrics.opened.add(1);
+        self.note_opened(key);
         handshake::encode_accept(&accept.key, accept.subprotocol, &mut self.replies);
         self.queue_replies(key);
     }
@@ -395,11 +397,12 @@ impl<I: Io> Shard<I> {
         connection.heard = connection.heard.max(heard);
         match event {
             Event::Close(frame) => {
+                let code = frame.map(|frame| frame.code);
                 if phase == Phase::Open {
-                    encode_close(frame.map(|frame| frame.code), "", &mut self.replies);
+                    encode_close(code, "", &mut self.replies);
                     self.queue_replies(key);
                 }
-                self.finish(key, Reason::PeerClosed);
+                self.finish(key, Reason::PeerClosed(code));
             }
             // After our own close the peer's messages do not count any more (RFC 6455 §1.4).
             _ if phase != Phase::Open => {}
@@ -407,8 +410,12 @@ impl<I: Io> Shard<I> {
             Event::Pong(_) => self.metrics.pongs.add(1),
             Event::Message { opcode, payload } => {
                 self.metrics.messages.add(1);
+                connection.received = connection.received.saturating_add(1);
                 match endpoint {
-                    Endpoint::Echo => encode_frame(opcode, &payload, &mut self.replies),
+                    Endpoint::Echo => {
+                        self.sent.replies += 1;
+                        encode_frame(opcode, &payload, &mut self.replies);
+                    }
                     Endpoint::Raw => self.handle_raw(key, opcode, payload),
                     Endpoint::Native => self.handle_native(key, opcode, &payload),
                 }
@@ -458,6 +465,7 @@ impl<I: Io> Shard<I> {
     pub(super) fn reply_native(&mut self, write: impl FnOnce(&mut BytesMut)) {
         let mut payload = mem::take(&mut self.scratch);
         write(&mut payload);
+        self.sent.replies += 1;
         encode_frame(Opcode::Text, &payload, &mut self.replies);
         payload.clear();
         self.scratch = payload;

@@ -22,6 +22,8 @@
 //! | `slow`          | members that do not keep up: skipping, telling, disconnecting      |
 //! | [`deadlines`]   | what must have happened by when                                    |
 //! | `heartbeat`     | pings, and the end of peers that have vanished                     |
+//! | `ending`        | the end of connections on record: names, close codes, the log line |
+//! | [`metrics`]     | what a shard counts; [`histogram`]: how long things take           |
 //! | [`message`]     | what shards and the control thread say to each other               |
 //! | [`publisher`]   | publishes of the control thread, and its queues                    |
 //! | [`thread`]      | real shards on real threads                                        |
@@ -32,8 +34,10 @@
 mod admission;
 pub mod connection;
 pub mod deadlines;
+mod ending;
 mod fanout;
 mod heartbeat;
+pub mod histogram;
 mod input;
 pub mod message;
 pub mod metrics;
@@ -59,12 +63,12 @@ use crate::room::home::HomeTable;
 use crate::room::{RoomTable, SegmentPool};
 use crate::slab::{Key, Slab};
 
-use connection::{Connection, Phase};
+use connection::{Connection, Phase, Phases};
 use deadlines::Deadlines;
 use fanout::Waiting;
 use heartbeat::Hand;
 use message::{Control, Delivery, Request};
-use metrics::ShardMetrics;
+use metrics::{Sent, ShardMetrics};
 use output::{Reason, Staged};
 use publisher::{Inlet, Publisher};
 
@@ -95,6 +99,9 @@ const REPLIES_USUAL: usize = 16 * 1024;
 /// Connections that come or go in one burst, usually. The lists of work for them grow past it, but
 /// do not have to, so that one storm leaves the memory as the other found it.
 const BURST_USUAL: usize = 16 * 1024;
+/// From so many sends on, some 5 us each, they are awaited apart from what comes next. It takes
+/// one system call more.
+const SENDS_TIMED: usize = 64;
 /// How long a shard sleeps at most while something waits for room in a mailbox.
 const MAILBOX_RETRY: Duration = Duration::from_millis(1);
 /// How long it lets connections wait in the backlog when accepting failed for want of resources.
@@ -185,6 +192,11 @@ impl Ends {
         (ends, ControlEnds { controls, publisher })
     }
 
+    /// How many messages, requests and publishes the mailboxes hold.
+    fn depth(&self) -> usize {
+        self.requests.depth() + self.deliveries.depth() + self.inlet.depth()
+    }
+
     /// Whether a mailbox for messages, requests or publishes holds any.
     fn has_messages(&self) -> bool {
         self.requests.has_input() || self.deliveries.has_input() || self.inlet.has_input()
@@ -251,8 +263,16 @@ pub struct Shard<I: Io> {
     accepts: Vec<Accepting>,
     /// Nobody accepts before: there were no descriptors, or no memory.
     accept_at: Option<Instant>,
-    /// Connections whose opening handshake is not over.
-    handshakes: usize,
+    /// Of the connections; from it it follows whether more may come in.
+    phases: Phases,
+    /// Of all rooms together.
+    members: usize,
+    /// When it began.
+    start: Instant,
+    /// What was sent and is not counted yet.
+    sent: Sent,
+    /// Sweeps that this tick has finished: when the oldest message that each carried was numbered.
+    finished: Vec<Instant>,
     drain: Option<Drain>,
 }
 
@@ -306,7 +326,11 @@ impl<I: Io> Shard<I> {
             congested: false,
             accepts: vec![Accepting::No; listeners],
             accept_at: None,
-            handshakes: 0,
+            phases: Phases::default(),
+            members: 0,
+            start: now,
+            sent: Sent::default(),
+            finished: Vec::new(),
             drain: None,
             io,
             ends,
@@ -354,7 +378,7 @@ impl<I: Io> Shard<I> {
         self.accept_or_pause(now);
         self.stage_receives();
         self.wake_others();
-        self.metrics.connections.set(self.connections.len() as u64);
+        self.report();
 
         if self.has_drained(now) {
             self.io.enter(Wait::No);
@@ -369,14 +393,18 @@ impl<I: Io> Shard<I> {
     fn enter(&mut self, now: Instant) {
         let wait = self.wait(now);
         if wait == Wait::No {
-            return self.io.enter(Wait::No);
+            self.io.enter(Wait::No);
+            return self.time_tick(now, self.io.now());
         }
+        self.time_tick(now, self.io.clock());
         self.ends.sleepers.fall_asleep(self.ends.shard);
         self.io.enter(if self.has_mail() { Wait::No } else { wait });
     }
 
     fn wait(&self, now: Instant) -> Wait {
         let more_to_do = !self.owed.is_empty()
+            // How long they take counts, and can be told only if we do not wait behind them.
+            || self.staged.len() >= SENDS_TIMED
             || !self.active.is_empty()
             || (!self.readable.is_empty() && self.io.receives_left() > 0)
             || self.policies_due < self.rooms.slots()
@@ -491,6 +519,14 @@ impl<I: Io> Shard<I> {
     /// What the shard holds: all zero when every peer has left and every deadline has passed.
     #[cfg(test)]
     pub(crate) fn residue(&self) -> Residue {
+        let members: usize = self.rooms.iter().map(|room| room.members().len()).sum();
+        assert_eq!(self.members, members, "members are counted as they are");
+        let mut phases = Phases::default();
+        let slots = 0..self.connections.slots();
+        let keys = slots.filter_map(|slot| self.connections.key_at(slot));
+        let connections = keys.filter_map(|key| self.connections.get(key));
+        connections.for_each(|connection| phases.enter(connection.phase));
+        assert_eq!(self.phases, phases, "connections are counted as they are");
         Residue {
             connections: self.connections.len(),
             census: self.ends.census.0.load(Ordering::Relaxed),

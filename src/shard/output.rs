@@ -6,11 +6,10 @@
 //! is passed by.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use tracing::debug;
 
 use super::connection::{Connection, Phase};
 use super::{REPLIES_PER_TICK, Shard};
-use crate::io::{Errno, Io, Operation, Shutdown, Socket, Token};
+use crate::io::{Errno, Io, Operation, Shutdown, Token};
 use crate::protocol::{CloseCode, HandshakeError, Method, ProtocolError, encode_close, handshake};
 use crate::room::segment::SEGMENT_BYTES;
 use crate::slab::Key;
@@ -26,8 +25,8 @@ pub(super) struct Staged {
 pub(super) enum Source {
     /// From the outbox; the rest goes back to its front.
     Outbox(Bytes),
-    /// From a room's log, from this cursor on; the cursor goes back.
-    Room { room: Key, cursor: u64 },
+    /// From a room's log, from this cursor on so many bytes; the cursor goes back.
+    Room { room: Key, cursor: u64, len: u32 },
     /// The same behind a notice; what is left of that goes to the front of the outbox.
     Noticed(Box<Noticed>),
 }
@@ -38,6 +37,19 @@ pub(super) struct Noticed {
     pub(super) notice: Bytes,
     pub(super) room: Key,
     pub(super) cursor: u64,
+    /// Bytes from the cursor on.
+    pub(super) len: u32,
+}
+
+impl Source {
+    /// Bytes that were to be sent.
+    fn len(&self) -> usize {
+        match self {
+            Self::Outbox(bytes) => bytes.len(),
+            Self::Room { len, .. } => *len as usize,
+            Self::Noticed(noticed) => noticed.notice.len() + noticed.len as usize,
+        }
+    }
 }
 
 /// Copies longer rests of frames never; shorter ones, so that they do not keep a segment alive.
@@ -46,8 +58,8 @@ const REST_COPIED_MAX: usize = 4096;
 /// Why a connection ended; exactly one for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reason {
-    /// The peer closed, with the closing handshake.
-    PeerClosed,
+    /// The peer closed, with the closing handshake and perhaps a code.
+    PeerClosed(Option<CloseCode>),
     /// The peer ended the connection without a closing handshake.
     PeerGone,
     /// The connection broke.
@@ -187,6 +199,7 @@ impl<I: Io> Shard<I> {
         connection.sent_tick = self.tick;
         let socket = connection.socket;
         let token = Token::new(self.staged.len() as u64);
+        self.sent.bytes += (bytes.len() - from) as i64;
         self.io.submit(Operation::Send { socket, token, bytes, from });
         self.staged.push(Staged { connection: key, source });
     }
@@ -212,12 +225,15 @@ impl<I: Io> Shard<I> {
             self.owe(key, notice);
             return self.queue(key);
         };
-        room.set_cursor(index, cursor + (bytes.len() - from) as u64);
+        let len = (bytes.len() - from) as u32;
+        let next = cursor + u64::from(len);
+        room.set_cursor(index, next);
+        self.sent.deliveries += room.log.messages(cursor..next) as i64;
         self.metrics.sends.add(1);
         if notice.is_empty() {
-            self.send(key, &bytes, from, Source::Room { room: room_key, cursor });
+            self.send(key, &bytes, from, Source::Room { room: room_key, cursor, len });
         } else {
-            self.send_noticed(key, &bytes[from..], Noticed { notice, room: room_key, cursor });
+            self.send_noticed(key, &bytes[from..], Noticed { notice, room: room_key, cursor, len });
         }
         self.queue(key);
     }
@@ -245,6 +261,7 @@ impl<I: Io> Shard<I> {
     /// A send took only `taken` bytes, or failed.
     pub(super) fn handle_short_send(&mut self, staged: &Staged, taken: Result<usize, Errno>) {
         let key = staged.connection;
+        self.sent.bytes -= (staged.source.len() - taken.unwrap_or(0)) as i64;
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
@@ -262,13 +279,13 @@ impl<I: Io> Shard<I> {
                     connection.extra().outbox.push_front(bytes.slice(taken..));
                 }
             }
-            &Source::Room { room, cursor } => self.take_back(key, room, cursor, taken),
+            &Source::Room { room, cursor, len } => self.take_back(key, room, cursor, len, taken),
             Source::Noticed(noticed) => {
-                let Noticed { notice, room, cursor } = &**noticed;
+                let &Noticed { ref notice, room, cursor, len } = &**noticed;
                 if taken < notice.len() {
                     connection.extra().outbox.push_front(notice.slice(taken..));
                 }
-                self.take_back(key, *room, *cursor, taken.saturating_sub(notice.len()));
+                self.take_back(key, room, cursor, len, taken.saturating_sub(notice.len()));
             }
         }
         let Some(connection) = self.connections.get_mut(key) else {
@@ -285,9 +302,9 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Of what a member was sent from `cursor` on only `taken` bytes went out: it keeps the rest of
-    /// the frame that was cut, and goes on behind that.
-    fn take_back(&mut self, key: Key, room: Key, cursor: u64, taken: usize) {
+    /// Of the `len` bytes that a member was sent from `cursor` on only `taken` went out: it keeps
+    /// the rest of the frame that was cut, and goes on behind that.
+    fn take_back(&mut self, key: Key, room: Key, cursor: u64, len: u32, taken: usize) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
@@ -295,6 +312,7 @@ impl<I: Io> Shard<I> {
         let index = index.expect("nobody leaves a room before its sends are resolved");
         let room = self.rooms.get_mut(room).expect("a room with a member exists");
         let (next, rest) = room.log.split(cursor, taken);
+        self.sent.deliveries -= room.log.messages(next..cursor + u64::from(len)) as i64;
         room.fall_behind(index, next);
         if !rest.is_empty() {
             let rest =
@@ -328,7 +346,6 @@ impl<I: Io> Shard<I> {
 
     /// The same for a request whose method is known.
     pub(super) fn refuse_method(&mut self, key: Key, method: Method, error: HandshakeError) {
-        self.metrics.refused.add(1);
         handshake::encode_refusal(error, method, &mut self.replies);
         self.queue_replies(key);
         self.finish(key, Reason::Refused(error));
@@ -381,6 +398,7 @@ impl<I: Io> Shard<I> {
         };
         let cursor = room.member(index).cursor;
         room.set_cursor(index, room.log.head());
+        self.sent.deliveries += room.log.messages(cursor..room.log.head()) as i64;
         for bytes in room.log.from(cursor).collect::<Vec<_>>() {
             self.owe(key, bytes);
         }
@@ -481,6 +499,7 @@ impl<I: Io> Shard<I> {
                 self.ends.census.leave();
             }
             self.connections.remove(key);
+            self.phases.leave(Phase::Dead);
             self.io.submit(Operation::Close { socket });
             // A descriptor is free: whoever waits in the backlog may come in.
             self.accept_at = None;
@@ -491,17 +510,7 @@ impl<I: Io> Shard<I> {
     pub(super) fn enter_phase(&mut self, key: Key, phase: Phase) {
         if let Some(connection) = self.connections.get_mut(key) {
             let was = std::mem::replace(&mut connection.phase, phase);
-            if was.is_handshake() && !phase.is_handshake() {
-                self.handshakes -= 1;
-            }
-        }
-    }
-
-    fn note_end(&self, key: Key, reason: Reason) {
-        if let Some(Connection { socket: Socket(socket), phase, .. }) = self.connections.get(key) {
-            let shard = self.ends.shard.0;
-            // Evaluated only if the line is written: it asks the kernel.
-            debug!(shard, socket, address = ?self.address_of(key), ?phase, ?reason, "connection ends");
+            self.phases.change(was, phase);
         }
     }
 }

@@ -208,6 +208,11 @@ fn verbatim(opcode: Opcode, payload: Bytes) -> Message {
 }
 
 impl Inlet {
+    /// How many publishes wait.
+    pub(super) fn depth(&self) -> usize {
+        self.publishes.slots()
+    }
+
     /// Whether publishes wait.
     pub(super) fn has_input(&self) -> bool {
         !self.publishes.is_empty()
@@ -223,6 +228,7 @@ impl<I: Io> Shard<I> {
     /// Takes in what the control thread publishes to rooms whose home is here, as long as no room
     /// is congested.
     pub(super) fn take_publishes(&mut self) {
+        let now = self.io.now();
         for _ in 0..MESSAGES_PER_MAILBOX {
             if self.home.is_congested() {
                 self.congested = true;
@@ -231,7 +237,7 @@ impl<I: Io> Shard<I> {
             let Ok(Publish { room, message }) = self.ends.inlet.publishes.pop() else {
                 return;
             };
-            let offset = self.home.publish_to(&room, &message);
+            let offset = self.home.publish_to(&room, &message, now);
             self.metrics.published.add(u64::from(offset.is_some()));
             self.ends.inlet.answer(offset);
         }

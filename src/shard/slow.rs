@@ -70,6 +70,7 @@ impl<I: Io> Shard<I> {
         {
             let mut payload = BytesMut::new();
             native::skipped(&room.name.name, skipped.start, skipped.end - 1, &mut payload);
+            self.sent.replies += 1;
             encode_frame(Opcode::Text, &payload, &mut notice);
         }
         notice.freeze()

@@ -16,7 +16,7 @@ use super::{ControlEnds, Ends, Shard, Status};
 use crate::config::Limits;
 use crate::id::HomeHasher;
 use crate::io::host::{self, HostError, ListenError};
-use crate::io::thread::{block_signals, take_private_descriptor_table};
+use crate::io::thread::{CpuClock, block_signals, take_private_descriptor_table};
 use crate::io::uring::{Bells, Uring};
 
 /// What to start.
@@ -94,7 +94,18 @@ pub struct Shards {
     controls: Controls,
     /// The first shard that ends, and whether it panicked.
     ended: mpsc::Receiver<(usize, bool)>,
-    metrics: Vec<Arc<ShardMetrics>>,
+    observed: Vec<Observed>,
+}
+
+/// What can be seen of a running shard from outside.
+#[derive(Debug, Clone)]
+pub struct Observed {
+    /// The CPU that it is pinned to.
+    pub cpu: usize,
+    /// What it counts.
+    pub metrics: Arc<ShardMetrics>,
+    /// The CPU time it takes; `None` where that cannot be asked for.
+    pub clock: Option<CpuClock>,
 }
 
 /// How one thread publishes to the rooms of all shards: the control thread.
@@ -169,16 +180,17 @@ impl Shards {
         let (ends, control_ends) = Ends::mesh(&HomeHasher::new(shards), &limits);
         let ControlEnds { controls, publisher } = control_ends;
         let controls = Controls { producers: Arc::new(Mutex::new(controls)), bells: bells.clone() };
-        let (mut threads, mut metrics) = (Vec::new(), Vec::new());
+        let (mut threads, mut observed) = (Vec::new(), Vec::new());
         for (index, ends) in ends.into_iter().enumerate() {
-            let counted = Arc::new(ShardMetrics::default());
+            let metrics = Arc::new(ShardMetrics::default());
+            let cpu = cpus[index % cpus.len()];
             let seat = Seat {
                 index,
-                cpu: cpus[index % cpus.len()],
+                cpu,
                 listen: listen.clone(),
                 limits: Arc::clone(&limits),
                 bells: bells.clone(),
-                metrics: Arc::clone(&counted),
+                metrics: Arc::clone(&metrics),
                 shards_on_cpu: shards.div_ceil(cpus.len()),
             };
             let (started, end) = (started.clone(), end.clone());
@@ -189,14 +201,14 @@ impl Shards {
                     seat.run(ends, &started);
                 })
                 .map_err(|error| StartError::Thread { shard: index, error })?;
+            observed.push(Observed { cpu, metrics, clock: CpuClock::of(&thread) });
             threads.push(thread);
-            metrics.push(counted);
         }
         drop(started);
         let first_error = outcomes.iter().take(shards).find_map(Result::err);
         match first_error {
             None => {
-                let shards = Self { threads, controls, ended, metrics };
+                let shards = Self { threads, controls, ended, observed };
                 Ok((shards, Publishing { publisher, bells, bell }))
             }
             Some(error) => {
@@ -210,6 +222,12 @@ impl Shards {
     #[must_use]
     pub fn controls(&self) -> Controls {
         self.controls.clone()
+    }
+
+    /// The shards as they can be seen from outside, in their order.
+    #[must_use]
+    pub fn observed(&self) -> Vec<Observed> {
+        self.observed.clone()
     }
 
     /// Waits until every shard has ended.
@@ -226,12 +244,12 @@ impl Shards {
             thread.join().map_err(|_| ShardPanicked { shard })?;
         }
         let total = |count: fn(&ShardMetrics) -> u64| -> u64 {
-            self.metrics.iter().map(|metrics| count(metrics)).sum()
+            self.observed.iter().map(|shard| count(&shard.metrics)).sum()
         };
         info!(
             connections = total(|m| m.accepted.value()),
             opened = total(|m| m.opened.value()),
-            refused = total(|m| m.refused.value()),
+            refused = total(ShardMetrics::refused),
             messages = total(|m| m.messages.value()),
             published = total(|m| m.published.value()),
             sends = total(|m| m.sends.value()),

@@ -70,7 +70,7 @@ fn idle_members_hold_the_bytes_of_the_table_in_chunks() {
     let (held, _) = open(&mut bench, path);
     // A chunk of connections and one of members for each 256 of them.
     assert_eq!(held.count_current, 2 * (STORM / CHUNK) as i64, "{held:?}");
-    assert_eq!(per_connection(held), 72 + 16, "{held:?}");
+    assert_eq!(per_connection(held), 80 + 16, "{held:?}");
     let idle = run(&mut bench);
     assert_eq!(idle.count_total, 0, "{idle:?}");
 }
@@ -80,7 +80,7 @@ fn idle_native_members_hold_the_bytes_of_the_table() {
     let mut bench = Bench::new();
     join_native(&mut bench);
     let (opened, joined) = join_native(&mut bench);
-    assert_eq!(per_connection(opened), 72, "{opened:?}");
+    assert_eq!(per_connection(opened), 80, "{opened:?}");
     assert_eq!(per_connection(joined), 16 + 40 + 32 + (16 + 8), "{joined:?}");
     // Its rooms and name, the list of its rooms, its name; and the chunks of members.
     assert_eq!(joined.count_current, (3 * STORM + STORM / CHUNK) as i64, "{joined:?}");

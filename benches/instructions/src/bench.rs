@@ -5,6 +5,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -167,6 +168,14 @@ impl Io for Null {
 
     fn now(&self) -> Instant {
         self.now
+    }
+
+    fn clock(&self) -> Instant {
+        self.now
+    }
+
+    fn peer_address(&self, _socket: Socket) -> Option<SocketAddr> {
+        None
     }
 
     fn receives_left(&self) -> usize {

@@ -8,6 +8,7 @@ use super::*;
 use crate::config::Limits;
 use crate::control::api::Health;
 use crate::control::desk::Desk;
+use crate::control::monitor::Monitor;
 use crate::id::HomeHasher;
 use crate::io::uring::Bells;
 use crate::shard::Ends;
@@ -19,7 +20,9 @@ fn api(publish_queue_len_max: usize) -> (Api, Vec<Ends>) {
     let (bells, _) = Bells::new(1).unwrap();
     // Who has no patience is refused at once.
     let desk = Desk::new(control.publisher, bells, Duration::ZERO);
-    (Api { health: Health::default(), desk, limits: LiveLimits::new(limits) }, ends)
+    let monitor = Monitor::new(Vec::new());
+    let limits = LiveLimits::new(limits);
+    (Api { health: Health::default(), desk, limits, monitor }, ends)
 }
 
 fn request(method: &str, path: &str, body: &str) -> Request<Body> {

@@ -692,6 +692,11 @@ impl Io for SimIo {
         (!net.links[link].client_reset).then(|| client_address(link))
     }
 
+    fn clock(&self) -> Instant {
+        let net = self.net.borrow();
+        net.base + net.clock
+    }
+
     fn receives_left(&self) -> usize {
         self.net.borrow().faults.receives_max - self.lent.get()
     }
