@@ -7,8 +7,10 @@
 # tests (cargo test), the Autobahn cases (scripts/conformance.sh), 50,000 connections at once
 # (scripts/million.sh), the chat page in headless Chromium (tests/browser), and the instructions
 # that fixed scenarios take beside the previous commit's (scripts/perf-guard.sh). Stops at the first
-# failure. On Debian and its kin it installs Chromium, Node.js, Python's venv and valgrind where they
-# are missing, as root or through sudo; elsewhere install them first. Rust is expected to be there.
+# failure. On Debian and its kin it installs Chromium, Node.js, Python's venv, valgrind and iproute2
+# where they are missing, as root or through sudo; elsewhere install them first. Rust is expected to
+# be there. One test cuts a link between two networks of its own: where it may not make them (not as
+# root, say) it says SKIPPED.
 #
 # FANWIRE_CHROMIUM      the browser (default /usr/bin/chromium)
 # FANWIRE_SCREENSHOTS   a directory where the browser tests leave their screenshots
@@ -28,6 +30,7 @@ command -v cc >/dev/null || packages+=(gcc libc6-dev)
 command -v npm >/dev/null || packages+=(nodejs npm)
 python3 -c 'import venv, ensurepip' 2>/dev/null || packages+=(python3 python3-venv)
 command -v valgrind >/dev/null || packages+=(valgrind)
+command -v ip >/dev/null || packages+=(iproute2)
 if ((${#packages[@]})); then
   command -v apt-get >/dev/null || die "please install: ${packages[*]}"
   as_root apt-get update -qq

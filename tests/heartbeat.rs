@@ -4,7 +4,7 @@ pub mod support;
 
 use std::{fs, os::fd::AsRawFd, path::PathBuf};
 
-use support::{Client, PATIENCE, Server, Wire, fanwire, frame, free_port, wait_until};
+use support::{Client, PATIENCE, Server, Wire, beside_link, fanwire, frame, free_port, wait_until};
 use tungstenite::Message;
 
 const PING: u8 = 9;
@@ -119,6 +119,52 @@ fn a_peer_that_has_vanished_is_gone_and_its_room_goes_on() {
     let summary = summary(server);
     assert!(summary.contains("pong_timeouts=1"), "{summary}");
     drop(vanished);
+}
+
+/// Two peers vanish, one without anything to say or hear and one in a busy room. The clock is a
+/// member that is pinged once per interval, by the same hand: nothing here depends on how fast the
+/// machine is.
+#[test]
+fn peers_behind_a_link_that_is_cut_are_gone_in_time_and_their_room_goes_on() {
+    // What an address that is not loopback needs besides.
+    const OPEN: [&str; 0] = [];
+    // Interval and timeout are two intervals, with a quarter of a second on top: in that time a
+    // peer is pinged three times at most.
+    const PINGS_MAX: u32 = 3;
+    beside_link(|link| {
+        let flags = [&["--shards", "2", "--log-level", "debug"][..], &FAST, &OPEN].concat();
+        let server = Server::start_at(&[link.address()], &flags);
+        let mut member = Client::join(server.address(), "room", "near");
+        let descriptors = server.settled_descriptors();
+        let idle = link.beyond(|| Wire::open(server.address(), "/ws"));
+        let mut busy = link.beyond(|| Client::join(server.address(), "room", "far"));
+        let told = r#"{"type":"broadcast","room_id":"room","content":"is anybody there?"}"#;
+        busy.send_text(told);
+        while !matches!(member.receive(), Message::Text(_)) {}
+
+        link.cut();
+        let (mut pings, mut heard) = (0, 0);
+        member.send_text(told);
+        while server.descriptors() > descriptors {
+            assert!(pings <= PINGS_MAX, "the vanished are still there:\n{}", server.log());
+            match member.receive() {
+                Message::Text(_) => heard += 1,
+                Message::Ping(_) => {
+                    pings += 1;
+                    // A few, so that its socket never fills: that would be another timeout.
+                    member.send_text(told);
+                }
+                other => panic!("neither a ping nor what was said: {other:?}"),
+            }
+        }
+        assert!(heard > 0, "the room goes on");
+        let log = server.log();
+        assert_eq!(log.matches("PongTimeout").count(), 2, "no FIN, no RST: {log}");
+        drop(member);
+        let summary = summary(server);
+        assert!(summary.contains("pong_timeouts=2"), "{summary}");
+        drop((idle, busy));
+    });
 }
 
 #[test]

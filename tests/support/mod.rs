@@ -12,12 +12,14 @@
 #![allow(unused_imports, reason = "each test binary uses its own part of the helpers")]
 
 mod client;
+mod link;
 mod server;
 mod wire;
 
 use std::time::{Duration, Instant};
 
 pub use client::{Broadcast, Client, Reply};
+pub use link::{Link, beside_link};
 pub use server::{Finished, Server, fanwire, free_port, run};
 pub use wire::{Frame, Response, Wire, close_frame, frame, head_of, masked, upgrade_request};
 
