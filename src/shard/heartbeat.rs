@@ -49,7 +49,7 @@ use crate::io::Io;
 use crate::slab::Key;
 
 /// How long the hand stands still at least.
-pub(super) const STEP: Duration = Duration::from_millis(100);
+pub(crate) const STEP: Duration = Duration::from_millis(100);
 
 /// How much the hand makes up for when it comes later than it asked to. What is lost beyond that
 /// is lost: when the whole process was stopped, nobody is to be pinged twice for it.

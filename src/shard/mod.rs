@@ -36,7 +36,7 @@ pub mod connection;
 pub mod deadlines;
 mod ending;
 mod fanout;
-mod heartbeat;
+pub(crate) mod heartbeat;
 pub mod histogram;
 mod input;
 pub mod message;
@@ -87,7 +87,7 @@ const REPLIES_PER_TICK: usize = bound(1024, 6);
 const MESSAGES_PER_MAILBOX: usize = bound(256, 5);
 /// Slots that heartbeats visit in one tick, up to the end of a stripe: at most so many pings leave
 /// together.
-const SLOTS_PER_TICK: u32 = bound(1024, 7) as u32;
+pub(crate) const SLOTS_PER_TICK: u32 = bound(1024, 7) as u32;
 /// Rooms whose policy is looked up in one tick after the rules have changed.
 const POLICIES_PER_TICK: usize = bound(1024, 1);
 /// Connections closed per tick while draining.

@@ -10,6 +10,7 @@ mod backend;
 mod check;
 mod net;
 mod peer;
+mod quiet;
 mod wire;
 mod world;
 

@@ -45,6 +45,8 @@ pub(super) struct Faults {
     pub(super) receives_max: usize,
     /// Bytes of one receive.
     pub(super) receive_bytes_max: usize,
+    /// A receive may take less than there is.
+    pub(super) short_receives: bool,
 }
 
 /// What happened, as a number that two equal runs share; printed when asked for.
@@ -121,6 +123,14 @@ struct Side {
     /// Sockets that are received from until the next reap.
     receiving: BTreeSet<u32>,
     send_tokens: BTreeSet<u64>,
+    effort: Effort,
+}
+
+/// What a shard asked of the kernel.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Effort {
+    pub(super) enters: u64,
+    pub(super) operations: u64,
 }
 
 #[derive(Debug, Default)]
@@ -176,6 +186,7 @@ impl Net {
                 descriptors_max: usize::MAX,
                 receives_max: 64,
                 receive_bytes_max: 16 * 1024,
+                short_receives: true,
             },
             trace: Trace { hash: 0xcbf2_9ce4_8422_2325, print },
             moved: 0,
@@ -314,6 +325,7 @@ impl Net {
             sent: BTreeSet::new(),
             receiving: BTreeSet::new(),
             send_tokens: BTreeSet::new(),
+            effort: Effort::default(),
         });
     }
 
@@ -397,6 +409,10 @@ impl Net {
         self.sides[shard].listeners.iter().map(|listener| listener.backlog.len()).sum()
     }
 
+    pub(super) fn effort(&self, shard: usize) -> Effort {
+        self.sides[shard].effort
+    }
+
     pub(super) fn armed(&self, shard: usize) -> usize {
         self.sides[shard].polls.len()
     }
@@ -441,6 +457,9 @@ impl Net {
     }
 
     fn enter(&mut self, shard: usize, wait: Wait) {
+        let side = &mut self.sides[shard];
+        side.effort.enters += 1;
+        side.effort.operations += side.staged.len() as u64;
         let mut shutdowns = Vec::new();
         for staged in std::mem::take(&mut self.sides[shard].staged) {
             match staged {
@@ -531,7 +550,8 @@ impl Net {
             return if link.client_fin || link.server_shut { Ok(lease) } else { Err(Errno::AGAIN) };
         }
         let max = link.to_server.len().min(self.faults.receive_bytes_max);
-        let len = if self.rng.random_bool(0.5) { max } else { self.rng.random_range(1..=max) };
+        let whole = !self.faults.short_receives || self.rng.random_bool(0.5);
+        let len = if whole { max } else { self.rng.random_range(1..=max) };
         lease.bytes.extend(link.to_server.drain(..len));
         self.moved += len as u64;
         self.note("receive", &[shard as u64, number as u64, len as u64]);
