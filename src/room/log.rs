@@ -138,8 +138,8 @@ impl RoomLog {
         slice.offset + slice.frames().take_while(|&start| start < position).count() as u64
     }
 
-    /// Where the frame with that offset begins, or the first one behind it that is kept; the head if
-    /// there is none. Cost: as [`RoomLog::offset_at`].
+    /// Where the frame with that offset begins, or the first one behind it that is kept; the head
+    /// if there is none. Cost: as [`RoomLog::offset_at`].
     #[must_use]
     pub fn position_of(&self, offset: u64) -> u64 {
         let behind = self.slices.partition_point(|slice| slice.offset <= offset);

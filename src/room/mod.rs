@@ -126,9 +126,9 @@ impl<W> Room<W> {
         }
     }
 
-    /// Changes the policy. The room may be due afterwards: others may be slow consumers now. Whoever
-    /// was overtaken has lost what it has lost, and goes on with the oldest that is kept if slow
-    /// consumers are disconnected from now on.
+    /// Changes the policy. The room may be due afterwards: others may be slow consumers now.
+    /// Whoever was overtaken has lost what it has lost, and goes on with the oldest that is kept if
+    /// slow consumers are disconnected from now on.
     pub fn set_policy(&mut self, policy: Policy) {
         if self.policy != policy {
             self.policy = policy;

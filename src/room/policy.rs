@@ -16,8 +16,8 @@
 //!          goes on                                             that was below the floor
 //! ```
 //!
-//! Invariant: a room's floor never falls while its policy stays, so what was trimmed below it is not
-//! asked for again. When it falls with a new policy, whoever goes on there gets what is kept.
+//! Invariant: a room's floor never falls while its policy stays, so what was trimmed below it is
+//! not asked for again. When it falls with a new policy, whoever goes on there gets what is kept.
 //! Never: knows connections, counts, tells anybody; that is the shard's.
 
 use std::time::Instant;

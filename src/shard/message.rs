@@ -99,8 +99,8 @@ pub struct Publish {
 /// From the control thread.
 #[derive(Debug, Clone)]
 pub enum Control {
-    /// From now on, keep to these limits. What was fixed at the start stays as it was, whatever they
-    /// say: the number of shards, the length of their mailboxes and queues.
+    /// From now on, keep to these limits. What was fixed at the start stays as it was, whatever
+    /// they say: the number of shards, the length of their mailboxes and queues.
     Limits(Arc<Limits>),
     /// Close the listeners and every connection, then end.
     Drain,
