@@ -17,7 +17,7 @@ use support::{
 };
 
 /// Every key of the configuration.
-const KEYS: [&str; 31] = [
+const KEYS: [&str; 33] = [
     "listen",
     "admin",
     "shards",
@@ -32,6 +32,8 @@ const KEYS: [&str; 31] = [
     "send_timeout",
     "ping_interval",
     "pong_timeout",
+    "drain_delay",
+    "drain_rate",
     "drain_timeout",
     "handshakes_max",
     "handshake_bytes_max",

@@ -88,7 +88,7 @@ mod tests {
             --rooms-per-connection-max=9 --rooms-max=9 --room-id-bytes-max=9B \
             --user-id-bytes-max=9B --handshake-timeout=9s --close-timeout=9s \
             --message-timeout=9s --send-timeout=9s --ping-interval=off --pong-timeout=9s \
-            --drain-timeout=9s --log-format=json --log-level=warn";
+            --drain-delay=9s --drain-rate=9 --drain-timeout=9s --log-format=json --log-level=warn";
         let new = loaded(&flags.split_whitespace().collect::<Vec<_>>()).unwrap();
         let changes = old.settings.changes(&new.settings);
         assert_eq!(changes.len(), settings_command().get_arguments().count(), "{changes:?}");

@@ -20,6 +20,9 @@ pub struct Limits {
     pub message_timeout: Duration,
     /// Without the peer taking any of the bytes owed to it.
     pub send_timeout: Duration,
+    /// Connections closed per second of a drain, over all shards; `None`: as many as suit
+    /// `drain_timeout`.
+    pub drain_rate: Option<u32>,
     /// From the start of a drain until every connection is cut.
     pub drain_timeout: Duration,
     /// How vanished peers are found out.
@@ -87,6 +90,11 @@ impl Settings {
             close_timeout: self.close_timeout,
             message_timeout: self.message_timeout,
             send_timeout: self.send_timeout,
+            drain_rate: match self.drain_rate {
+                Auto::Auto => None,
+                // Its range ends far below.
+                Auto::Set(rate) => Some(rate as u32),
+            },
             drain_timeout: self.drain_timeout,
             heartbeats: self.heartbeats(),
             handshakes_max: self.handshakes_max,

@@ -189,7 +189,21 @@ pub struct Settings {
     #[serde(serialize_with = "value::serialize_duration")]
     pub pong_timeout: Duration,
 
-    /// Time, after SIGTERM or SIGINT, for connections to finish their closing handshake.
+    /// Time, after SIGTERM or SIGINT, before anything else than /health says so: for load balancers
+    /// to notice.
+    #[arg(long, help_heading = TIMEOUTS, default_value = "0s", value_name = "0s..1h",
+          value_parser = Parser(value::duration), group = LIVE)]
+    #[serde(serialize_with = "value::serialize_duration")]
+    pub drain_delay: Duration,
+
+    /// Connections closed per second while the server drains, over all shards. "auto" is as many as
+    /// take half of `drain_timeout` for all, but at least 1000.
+    #[arg(long, help_heading = TIMEOUTS, default_value = "auto", value_name = "1..100000000|auto",
+          value_parser = Parser(value::auto_count), group = LIVE)]
+    pub drain_rate: Auto<usize>,
+
+    /// Time for a drain: for all connections to be closed, at `drain_rate`, and to finish their
+    /// closing handshake. Who is left at its end is cut.
     #[arg(long, help_heading = TIMEOUTS, default_value = "10s", value_name = "0s..1h",
           value_parser = Parser(value::duration), group = LIVE)]
     #[serde(serialize_with = "value::serialize_duration")]

@@ -84,6 +84,7 @@ fn defaults() {
         close_timeout: Duration::from_secs(5),
         message_timeout: Duration::from_secs(60),
         send_timeout: Duration::from_secs(30),
+        drain_rate: None,
         drain_timeout: Duration::from_secs(10),
         heartbeats: Heartbeats {
             ping_interval: Some(Duration::from_secs(60)),

@@ -1,8 +1,8 @@
 //! The admin interface: HTTP on its own address, for operators and backends, not for clients.
 //!
 //! `GET /health` answers `{"status":"ok"}`, while the server drains `{"status":"draining"}`;
-//! `GET /v1/stats` is in [`super::monitor`];
-//! `POST /v1/publish` and `POST /v1/publish/batch` are in [`super::publish`]. Every answer is JSON,
+//! `GET /v1/stats` is in [`super::monitor`], `POST /v1/publish` and `POST /v1/publish/batch` are in
+//! [`super::publish`], `POST /v1/reload` is in [`super::reload`]. Every answer is JSON,
 //! errors too: `{"error":{"code":C,"message":M}}`. Bounded like the rest: so many connections, so
 //! long to send a request, so large a body, so long to take an answer. No authentication: whoever
 //! reaches it may use it.
@@ -35,7 +35,7 @@ use tracing::{debug, warn};
 
 use super::api::{Api, LiveLimits, Refusal};
 use super::monitor::Stats;
-use super::{desk, publish};
+use super::{desk, publish, reload};
 
 impl Api {
     /// Starts to serve `listener`, on the runtime of the calling thread.
@@ -60,6 +60,7 @@ impl Api {
             .route("/health", get(report_health))
             .route("/v1/stats", get(report_stats))
             .merge(publish::routes())
+            .merge(reload::routes())
             .fallback(|| async { NOT_FOUND })
             .method_not_allowed_fallback(|| async { METHOD_NOT_ALLOWED })
             // `Site` has one for all.
@@ -155,14 +156,15 @@ async fn report_stats(State(api): State<Api>) -> Json<Stats> {
 const NOT_FOUND: Refusal = Refusal {
     status: StatusCode::NOT_FOUND,
     code: "not_found",
-    message: "There is nothing here. Endpoints are /health, /v1/stats, /v1/publish and \
-              /v1/publish/batch.",
+    message: "There is nothing here. Endpoints are /health, /v1/stats, /v1/publish, \
+              /v1/publish/batch and /v1/reload.",
 };
 
 const METHOD_NOT_ALLOWED: Refusal = Refusal {
     status: StatusCode::METHOD_NOT_ALLOWED,
     code: "method_not_allowed",
-    message: "Read /health and /v1/stats with GET; send to /v1/publish and /v1/publish/batch with \
+    message: "Read /health and /v1/stats with GET; send to /v1/publish, /v1/publish/batch and \
+              /v1/reload with \
               POST.",
 };
 

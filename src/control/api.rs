@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::desk::Desk;
 use super::monitor::Monitor;
+use super::reload::SharedReloader;
 use crate::config::Limits;
 
 /// What the handlers of requests share. Cloning shares it.
@@ -19,6 +20,7 @@ pub(super) struct Api {
     pub(super) desk: Desk,
     pub(super) limits: LiveLimits,
     pub(super) monitor: Monitor,
+    pub(super) reloader: SharedReloader,
 }
 
 /// The limits in force, which a reload replaces. Cloning shares them.

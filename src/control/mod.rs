@@ -6,9 +6,10 @@
 //!
 //! ```text
 //! check host -> watch signals -> probe addresses -> start shards -> start control -> "ready"
-//!    first SIGTERM or SIGINT -> drain shards -> they end, after drain_timeout at the latest -> 0
+//!    first SIGTERM or SIGINT -> not ready; after drain_delay: drain shards -> they end, after
+//!                               drain_timeout at the latest -> 0
 //!    second one              -> exit at once, 128 + signal
-//!    SIGHUP                  -> read the configuration again, apply what can change at once
+//!    SIGHUP, POST /v1/reload -> read the configuration again, apply what can change at once
 //! ```
 //!
 //! Async code lives in this module alone.
@@ -16,6 +17,7 @@
 mod admin;
 mod api;
 mod desk;
+mod drain;
 mod monitor;
 mod publish;
 mod reload;
@@ -33,12 +35,12 @@ use tracing::{info, warn};
 use crate::config::{Admin, Conflict, Loaded};
 use crate::io::host::{self, HostError, ListenError};
 use crate::logging::Threshold;
-use crate::shard::thread::{Publishing, ShardPanicked, Shards, StartError};
+use crate::shard::thread::{Publishing, ShardPanicked, Shards, StartError, Totals};
 
 use api::{Api, Health, LiveLimits};
 use desk::Desk;
 use monitor::Monitor;
-use reload::Reloader;
+use reload::{Reloader, SharedReloader};
 use signals::{EndSignal, Signal, Signals};
 use startup::Startup;
 
@@ -81,9 +83,16 @@ pub fn serve(loaded: Loaded, load: Load, log: Threshold) -> Result<(), ServeErro
     let controls = shards.controls();
     let reloader =
         Reloader { load, loaded, log, controls, shards: shard_count, limits: limits.clone() };
+    let reloader = SharedReloader::new(reloader);
     let monitor = Monitor::new(shards.observed());
-    let admin = admin.map(|listener| Interface { listener, limits, publishing, monitor });
-    start_control(admin, signals, reloader).map_err(ServeError::Control)?;
+    let admin = admin.map(|listener| Interface {
+        listener,
+        limits,
+        publishing,
+        monitor,
+        reloader: reloader.clone(),
+    });
+    start_control(admin, signals, reloader, shards.totals()).map_err(ServeError::Control)?;
     info!("{announcement}");
     shards.join()?;
     info!("stopped");
@@ -93,7 +102,12 @@ pub fn serve(loaded: Loaded, load: Load, log: Threshold) -> Result<(), ServeErro
 /// Starts the control thread, and returns once its runtime stands.
 ///
 /// The thread ends with the process: it answers `/health` as long as there is a shard.
-fn start_control(admin: Option<Interface>, signals: Signals, reloader: Reloader) -> io::Result<()> {
+fn start_control(
+    admin: Option<Interface>,
+    signals: Signals,
+    reloader: SharedReloader,
+    totals: Totals,
+) -> io::Result<()> {
     let (started, outcome) = mpsc::sync_channel(1);
     thread::Builder::new().name("fanwire-control".into()).spawn(move || {
         let runtime =
@@ -107,7 +121,7 @@ fn start_control(admin: Option<Interface>, signals: Signals, reloader: Reloader)
             let listening = admin.map_or(Ok(()), |admin| admin.open(health.clone()));
             // Nobody waits for it only if the main thread is gone, and the process with it.
             let _ = started.send(listening);
-            control(signals, health, reloader).await;
+            control(signals, health, reloader, totals).await
         });
     })?;
     outcome.recv().unwrap_or_else(|_| Err(io::Error::other("the control thread panicked")))
@@ -119,35 +133,41 @@ struct Interface {
     limits: LiveLimits,
     publishing: Publishing,
     monitor: Monitor,
+    reloader: SharedReloader,
 }
 
 impl Interface {
     /// Begins to serve it, on the runtime of the calling thread.
     fn open(self, health: Health) -> io::Result<()> {
-        let Self { listener, limits, publishing, monitor } = self;
+        let Self { listener, limits, publishing, monitor, reloader } = self;
         let desk = Desk::open(publishing)?;
         monoio::spawn(monitor.clone().watch());
-        Api { health, desk, limits, monitor }.start(listener)
+        Api { health, desk, limits, monitor, reloader }.start(listener)
     }
 }
 
-async fn control(signals: Signals, health: Health, mut reloader: Reloader) {
-    match first_end(signals, &mut reloader).await {
-        Ok(signal) => info!("{signal}: draining; a second signal exits at once"),
-        Err(error) => tracing::error!("signals can no longer be watched, draining: {error}"),
-    }
-    health.set_draining();
-    reloader.controls.drain();
-    // The main thread ends the process when the shards have ended; until then answer /health.
-    std::future::pending().await
+async fn control(signals: Signals, health: Health, reloader: SharedReloader, totals: Totals) {
+    let why = match first_end(signals, &reloader).await {
+        Ok(signal) => signal.to_string(),
+        Err(error) => {
+            tracing::error!("signals can no longer be watched: {error}");
+            "no signals".into()
+        }
+    };
+    let (settings, limits, controls) = {
+        let reloader = reloader.lock();
+        (reloader.loaded.settings.clone(), reloader.limits.get(), reloader.controls.clone())
+    };
+    drain::drain(&why, (&settings, &limits), &health, &controls, &totals).await
 }
 
 /// Waits for the first SIGTERM or SIGINT, and reloads at every SIGHUP before it.
-async fn first_end(signals: Signals, reloader: &mut Reloader) -> io::Result<EndSignal> {
+async fn first_end(signals: Signals, reloader: &SharedReloader) -> io::Result<EndSignal> {
     let mut signals = signals.watch()?;
     loop {
         match signals.next().await? {
-            Signal::Reload => reloader.reload(),
+            // It has said what came of it.
+            Signal::Reload => drop(reloader.lock().reload("SIGHUP")),
             Signal::End(signal) => return Ok(signal),
         }
     }

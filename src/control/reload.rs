@@ -1,21 +1,77 @@
-//! SIGHUP: reads the configuration again and applies what can change while the server runs.
+//! SIGHUP and `POST /v1/reload`: reads the configuration again and applies what can change while
+//! the server runs.
 //!
 //! Arguments and environment are those of the start, so what can differ is the file. Either all of
 //! it is right and its live settings are in force, or nothing has changed. Nobody is disconnected.
+//! Everything happens on the control thread, so there is one reload at a time.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
+use axum::routing::post;
+use serde_json::{Value, json};
 use tracing::{error, info, warn};
 
-use super::api::LiveLimits;
+use super::api::{self, Api, LiveLimits, Refusal};
+use super::desk::Failure;
 use crate::config::{Change, ConfigError, Loaded};
 use crate::logging::Threshold;
-use crate::shard::thread::Controls;
+use crate::shard::thread::{Controls, ShardBusy};
 
 /// Reads the configuration from where it was read at the start.
 pub type Load = fn() -> Result<Loaded, ConfigError>;
 
+pub(super) fn routes() -> Router<Api> {
+    Router::new().route("/v1/reload", post(reload))
+}
+
+async fn reload(State(api): State<Api>) -> Result<Response, Refusal> {
+    if api.health.is_draining() {
+        return Err(Failure::Draining.into());
+    }
+    Ok(match api.reloader.lock().reload("POST /v1/reload") {
+        Ok(Reloaded { changed, needs_restart }) => {
+            let body = json!({"changed": list(&changed), "needs_restart": list(&needs_restart)});
+            api::json(StatusCode::OK, body.to_string().into_bytes())
+        }
+        Err(error) => {
+            let (status, code) = match error {
+                ReloadError::Config(_) => {
+                    (StatusCode::UNPROCESSABLE_ENTITY, "invalid_configuration")
+                }
+                ReloadError::Busy(_) => (StatusCode::SERVICE_UNAVAILABLE, "server_busy"),
+            };
+            let message = format!("{error}; nothing has changed");
+            let body = json!({"error": {"code": code, "message": message}});
+            api::json(status, body.to_string().into_bytes())
+        }
+    })
+}
+
+fn list(changes: &[Change]) -> Value {
+    let entry = |Change { key, old, new, .. }: &Change| json!({"key": key, "old": old, "new": new});
+    changes.iter().map(entry).collect()
+}
+
+/// A [`Reloader`] that signals and requests share.
+#[derive(Debug, Clone)]
+pub(super) struct SharedReloader(Arc<Mutex<Reloader>>);
+
+impl SharedReloader {
+    pub(super) fn new(reloader: Reloader) -> Self {
+        Self(Arc::new(Mutex::new(reloader)))
+    }
+
+    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, Reloader> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// What is in force, and how to change it.
+#[derive(Debug)]
 pub(super) struct Reloader {
     pub(super) load: Load,
     /// In force now.
@@ -27,39 +83,62 @@ pub(super) struct Reloader {
     pub(super) limits: LiveLimits,
 }
 
+/// What came of a reload.
+#[derive(Debug)]
+pub(super) struct Reloaded {
+    /// Has another value from now on.
+    pub(super) changed: Vec<Change>,
+    /// Would have one after a restart.
+    pub(super) needs_restart: Vec<Change>,
+}
+
+/// Why nothing has changed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReloadError {
+    /// The configuration is wrong, or its live settings do not fit the others.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A shard cannot be told.
+    #[error(transparent)]
+    Busy(#[from] ShardBusy),
+}
+
 impl Reloader {
-    /// Reads the configuration and applies it; says in the log what came of it.
-    pub(super) fn reload(&mut self) {
-        let (new, reloaded) = match (self.load)().and_then(|new| {
-            let reloaded = self.loaded.with_live(&new)?;
-            Ok((new.settings, reloaded))
-        }) {
-            Ok(loaded) => loaded,
-            Err(error) => return error!("SIGHUP: {error}; nothing has changed"),
-        };
-        let (live, rest): (Vec<_>, Vec<_>) =
-            self.loaded.settings.changes(&new).into_iter().partition(|change| change.is_live);
-        // What is said here counts as important by the old level or by the new one.
-        self.log.set(self.loaded.settings.log_level.max(new.log_level));
+    /// Reads the configuration and applies it, because of what `why` names; says in the log what
+    /// came of it.
+    pub(super) fn reload(&mut self, why: &str) -> Result<Reloaded, ReloadError> {
+        self.try_reload(why).inspect_err(|error| error!("{why}: {error}; nothing has changed"))
+    }
+
+    fn try_reload(&mut self, why: &str) -> Result<Reloaded, ReloadError> {
+        let new = (self.load)()?;
+        let reloaded = self.loaded.with_live(&new)?;
         let per_shard = self.limits.get().connections_per_shard_max;
         let limits = Arc::new(reloaded.settings.limits(self.shards, per_shard));
-        if let Err(error) = self.controls.set_limits(Arc::clone(&limits)) {
-            return error!("SIGHUP: {error}; nothing has changed");
-        }
+        self.controls.set_limits(Arc::clone(&limits))?;
         self.limits.set(limits);
-        if live.is_empty() {
-            info!("SIGHUP: nothing has changed");
+        let old = std::mem::replace(&mut self.loaded, reloaded).settings;
+        let (changed, needs_restart): (Vec<_>, Vec<_>) =
+            old.changes(&new.settings).into_iter().partition(|change| change.is_live);
+
+        // What is said here counts as important by the old level or by the new one.
+        self.log.set(old.log_level.max(new.settings.log_level));
+        for warning in &new.warnings {
+            warn!("{why}: {warning}");
+        }
+        if changed.is_empty() {
+            info!("{why}: nothing has changed");
         } else {
-            info!("SIGHUP: {}", list(&live));
+            info!("{why}: {}", text(&changed));
         }
-        if !rest.is_empty() {
-            warn!("SIGHUP: restart the server for {}", list(&rest));
+        if !needs_restart.is_empty() {
+            warn!("{why}: restart the server for {}", text(&needs_restart));
         }
-        self.log.set(new.log_level);
-        self.loaded = reloaded;
+        self.log.set(new.settings.log_level);
+        Ok(Reloaded { changed, needs_restart })
     }
 }
 
-fn list(changes: &[Change]) -> String {
+fn text(changes: &[Change]) -> String {
     changes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

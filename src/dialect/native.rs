@@ -11,6 +11,10 @@
 //! message of that room, `{"type":"skipped","room_id":R,"from":N,"to":M}`: the offsets of the first
 //! and of the last message that it is not sent.
 //!
+//! Before the server closes the connection because it is about to end it says so,
+//! `{"type":"system","event":"draining","reconnect_in_ms":N}`: each client is told another N, the
+//! milliseconds to wait, once closed, before it comes back.
+//!
 //! With `"id":I` (a number or a string) the answer carries the same `id`, and a broadcast is
 //! answered `{"type":"ack","id":I,"offset":N}`. What cannot be done is answered
 //! `{"type":"error","code":C,"message":M,"id":I}` and the connection stays open; the codes are
@@ -292,6 +296,15 @@ pub fn skipped(room_id: &str, from: u64, to: u64, out: &mut BytesMut) {
     string_field("room_id", room_id, out);
     number_field("from", from, out);
     number_field("to", to, out);
+    out.put_u8(b'}');
+}
+
+/// Writes `system` with the event `draining`: the connection is going to be closed; once it is, the
+/// client had better wait so many milliseconds before it comes back.
+pub fn draining(reconnect_in_ms: u64, out: &mut BytesMut) {
+    open("system", None, out);
+    string_field("event", "draining", out);
+    number_field("reconnect_in_ms", reconnect_in_ms, out);
     out.put_u8(b'}');
 }
 

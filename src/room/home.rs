@@ -230,6 +230,16 @@ impl HomeTable {
         });
     }
 
+    /// Whether something that was numbered has not been handed to `shard`.
+    #[must_use]
+    pub fn owes(&self, shard: ShardId) -> bool {
+        let owes = |home: &Home| {
+            let end = home.first + home.backlog.len() as u64;
+            home.subscribers.iter().any(|to| to.shard == shard && to.next < end)
+        };
+        self.run.is_some() || self.unflushed.iter().filter_map(|&key| self.rooms.get(key)).any(owes)
+    }
+
     /// Whether frames wait for room in some mailbox.
     #[must_use]
     pub fn is_waiting(&self) -> bool {

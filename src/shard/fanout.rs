@@ -281,9 +281,9 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Sends what must keep its place: a subscription, its end, or the last publish of a member
-    /// that goes; behind those that wait already.
-    fn link(&mut self, home: ShardId, request: Request) {
+    /// Sends what must keep its place: a subscription, its end, the last publish of a member that
+    /// goes, a question; behind those that wait already.
+    pub(super) fn link(&mut self, home: ShardId, request: Request) {
         if !self.links.is_empty() {
             self.links.push_back((home, request));
         } else if let Err(request) = self.request(home, request) {
@@ -351,6 +351,7 @@ impl<I: Io> Shard<I> {
                 room.log.append(frames.bytes, frames.offset, frames.at);
                 self.activate(room_key);
             }
+            Delivery::Fence { step } => self.handle_fence(step),
             Delivery::Acknowledged { ack, offset } => {
                 let Some(connection) = self.connections.get(ack.connection) else {
                     return;
@@ -421,6 +422,10 @@ impl<I: Io> Shard<I> {
                 let offset = self.home.publish(home_key, &message, self.io.now());
                 self.metrics.published.add(1);
                 ack.map(|ack| Delivery::Acknowledged { ack, offset })
+            }
+            Request::Fence { step } => {
+                self.fences.push((from, step));
+                None
             }
         }
     }

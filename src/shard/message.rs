@@ -41,6 +41,11 @@ pub enum Request {
         /// Who wants to be told the offset.
         ack: Option<Box<Ack>>,
     },
+    /// The sender drains and wants to know when it has got everything that was numbered until now.
+    Fence {
+        /// For which step of its drain.
+        step: u32,
+    },
 }
 
 /// From the home of a room.
@@ -73,6 +78,11 @@ pub enum Delivery {
         ack: Box<Ack>,
         /// The offset it got.
         offset: u64,
+    },
+    /// The answer to [`Request::Fence`], behind everything that was numbered before it.
+    Fence {
+        /// As asked.
+        step: u32,
     },
 }
 

@@ -101,6 +101,8 @@ pub struct ShardMetrics {
     pub skipped_to_newest: Counter,
     /// The same for members that lost their oldest messages.
     pub dropped_oldest: Counter,
+    /// Connections closed because the server drains.
+    pub drained: Counter,
 
     /// Pings sent to see whether a peer is there.
     pub pings_sent: Counter,
@@ -141,6 +143,7 @@ impl Default for ShardMetrics {
             slow_consumers: Counter::new(),
             skipped_to_newest: Counter::new(),
             dropped_oldest: Counter::new(),
+            drained: Counter::new(),
             pings_sent: Counter::new(),
             pongs: Counter::new(),
             pong_timeouts: Counter::new(),

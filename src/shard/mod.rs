@@ -19,6 +19,7 @@
 //! | `input`         | completions and received bytes: handshakes, messages, commands     |
 //! | `output`        | sends, short sends, and the end of connections                     |
 //! | `fanout`        | rooms: join, leave, publish, mailboxes, sweeps                     |
+//! | [`drain`]       | the end: says goodbye to everybody, at an even pace                |
 //! | `slow`          | members that do not keep up: skipping, telling, disconnecting      |
 //! | [`deadlines`]   | what must have happened by when                                    |
 //! | `heartbeat`     | pings, and the end of peers that have vanished                     |
@@ -34,6 +35,7 @@
 mod admission;
 pub mod connection;
 pub mod deadlines;
+pub mod drain;
 mod ending;
 mod fanout;
 pub(crate) mod heartbeat;
@@ -58,13 +60,14 @@ use crate::config::Limits;
 use crate::id::{HomeHasher, ShardId};
 use crate::io::mailbox::{Lanes, Sleepers};
 use crate::io::{Completion, Io, Operation, Wait};
-use crate::protocol::{CloseCode, HandshakeError, PartialBudget, ProtocolError};
+use crate::protocol::{HandshakeError, PartialBudget, ProtocolError};
 use crate::room::home::HomeTable;
 use crate::room::{RoomTable, SegmentPool};
 use crate::slab::{Key, Slab};
 
 use connection::{Connection, Phase, Phases};
 use deadlines::Deadlines;
+use drain::Drain;
 use fanout::Waiting;
 use heartbeat::Hand;
 use message::{Control, Delivery, Request};
@@ -90,7 +93,7 @@ const MESSAGES_PER_MAILBOX: usize = bound(256, 5);
 pub(crate) const SLOTS_PER_TICK: u32 = bound(1024, 7) as u32;
 /// Rooms whose policy is looked up in one tick after the rules have changed.
 const POLICIES_PER_TICK: usize = bound(1024, 1);
-/// Connections closed per tick while draining.
+/// Slots whose connections are told of a drain, or closed, in one tick.
 const DRAINED_PER_TICK: u32 = bound(512, 100) as u32;
 /// Completions that one tick brings at most, usually: see `COMPLETIONS_PER_ENTER` of `io::uring`.
 const COMPLETIONS_USUAL: usize = 2048;
@@ -148,6 +151,11 @@ impl Census {
             self.leave();
         }
         admitted
+    }
+
+    /// How many there are, give or take those that come and go now.
+    fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
     }
 
     /// Counts one connection less.
@@ -208,7 +216,7 @@ impl Ends {
 pub enum Status {
     /// Call [`Shard::tick`] again.
     Running,
-    /// It has drained: every connection is closed, or `drain_timeout` is over.
+    /// It has drained: every connection of every shard is closed, or `drain_timeout` is over.
     Ended,
 }
 
@@ -250,7 +258,7 @@ pub struct Shard<I: Io> {
     /// Connections whose request found a mailbox full.
     stalled: Vec<Key>,
     /// Subscriptions, their ends, and last publishes of members that have gone, that found a
-    /// mailbox full; at most two per room and one per connection.
+    /// mailbox full; at most two per room and one per connection. While draining, questions, too.
     links: VecDeque<(ShardId, Request)>,
     /// The next slot of the rooms' table whose policy may have changed; at its end: none.
     policies_due: u32,
@@ -274,6 +282,9 @@ pub struct Shard<I: Io> {
     /// Sweeps that this tick has finished: when the oldest message that each carried was numbered.
     finished: Vec<Instant>,
     drain: Option<Drain>,
+    /// Shards that drain and want to know when they have got everything from here, and which step
+    /// of theirs it is for.
+    fences: Vec<(ShardId, u32)>,
 }
 
 /// Whether a listener accepts connections.
@@ -283,13 +294,6 @@ enum Accepting {
     Yes,
     /// It was told to pause; what completed before still comes in.
     Pausing,
-}
-
-#[derive(Debug)]
-struct Drain {
-    until: Instant,
-    /// The next slot to close.
-    slot: u32,
 }
 
 impl<I: Io> Shard<I> {
@@ -332,6 +336,7 @@ impl<I: Io> Shard<I> {
             sent: Sent::default(),
             finished: Vec::new(),
             drain: None,
+            fences: Vec::new(),
             io,
             ends,
             limits,
@@ -364,13 +369,14 @@ impl<I: Io> Shard<I> {
         // leave a room.
         self.handle_completions();
         self.take_control(now);
-        self.drain_some();
+        self.drain_some(now);
         self.expire_deadlines(now);
         self.retry_stalled();
         self.take_deliveries();
         self.take_requests();
         self.take_publishes();
         self.flush_home();
+        self.answer_fences();
         self.renew_policies();
         self.visit_some(now);
         self.send_owed();
@@ -407,8 +413,7 @@ impl<I: Io> Shard<I> {
             || self.staged.len() >= SENDS_TIMED
             || !self.active.is_empty()
             || (!self.readable.is_empty() && self.io.receives_left() > 0)
-            || self.policies_due < self.rooms.slots()
-            || self.drain.as_ref().is_some_and(|drain| drain.slot < self.connections.slots());
+            || self.policies_due < self.rooms.slots();
         if more_to_do {
             return Wait::No;
         }
@@ -419,7 +424,7 @@ impl<I: Io> Shard<I> {
         let times = [
             stuck.then_some(now + MAILBOX_RETRY),
             self.accept_at,
-            self.drain.as_ref().map(|drain| drain.until),
+            self.next_drain(now),
             self.deadlines.next(),
             self.next_visit(),
         ];
@@ -466,42 +471,6 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    fn begin_drain(&mut self, now: Instant) {
-        if self.drain.is_none() {
-            for listener in 0..self.accepts.len() {
-                self.io.submit(Operation::CloseListener { listener });
-            }
-            self.accept_at = None;
-            self.drain = Some(Drain { until: now + self.limits.drain_timeout, slot: 0 });
-        }
-    }
-
-    /// Says goodbye to some more connections.
-    fn drain_some(&mut self) {
-        let Some(drain) = &mut self.drain else { return };
-        let slots = drain.slot..self.connections.slots().min(drain.slot + DRAINED_PER_TICK);
-        drain.slot = slots.end;
-        for key in slots.filter_map(|slot| self.connections.key_at(slot)).collect::<Vec<_>>() {
-            match self.connections.get(key).map(|connection| connection.phase) {
-                Some(Phase::Opening | Phase::Joining) => {
-                    self.refuse(key, HandshakeError::Draining);
-                }
-                Some(Phase::Open) => {
-                    self.close_gracefully(key, CloseCode::GOING_AWAY, Reason::Drain)
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn has_drained(&self, now: Instant) -> bool {
-        let Some(drain) = &self.drain else {
-            return false;
-        };
-        now >= drain.until
-            || (self.connections.is_empty() && drain.slot >= self.connections.slots())
-    }
-
     fn expire_deadlines(&mut self, now: Instant) {
         let mut expired = Vec::new();
         self.deadlines.expire(now, &mut self.connections, &mut expired);
@@ -529,7 +498,7 @@ impl<I: Io> Shard<I> {
         assert_eq!(self.phases, phases, "connections are counted as they are");
         Residue {
             connections: self.connections.len(),
-            census: self.ends.census.0.load(Ordering::Relaxed),
+            census: self.ends.census.count(),
             rooms: self.rooms.len(),
             homes: self.home.len(),
             log_bytes_max: self.rooms.iter().map(|room| room.log.len()).max().unwrap_or(0),

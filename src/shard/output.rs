@@ -330,8 +330,13 @@ impl<I: Io> Shard<I> {
         match connection.phase {
             Phase::Dead => self.free_if_idle(key),
             phase => {
-                if phase == Phase::Open {
-                    self.time_message(key, true);
+                match phase {
+                    Phase::Open => self.time_message(key, true),
+                    // It takes what it is owed: only `drain_timeout` cuts it then.
+                    Phase::Closing | Phase::Draining if self.drain.is_some() => {
+                        self.set_deadline(key, self.limits.close_timeout);
+                    }
+                    _ => {}
                 }
                 self.queue(key);
                 self.resume(key);

@@ -128,6 +128,12 @@ pub struct Controls {
 }
 
 impl Controls {
+    /// Puts commands into these mailboxes, by shard, and rings these bells.
+    #[must_use]
+    pub fn new(producers: Vec<rtrb::Producer<Control>>, bells: Bells) -> Self {
+        Self { producers: Arc::new(Mutex::new(producers)), bells }
+    }
+
     /// Tells every shard to close its listeners and connections, and to end.
     pub fn drain(&self) {
         // Full only if this was said many times already: the last place is kept for it.
@@ -157,6 +163,17 @@ impl Controls {
     }
 }
 
+/// The counters of all shards. Cloning counts the same.
+#[derive(Debug, Clone)]
+pub struct Totals(Vec<Arc<ShardMetrics>>);
+
+impl Totals {
+    /// The sum of one count over the shards.
+    pub fn of(&self, count: impl Fn(&ShardMetrics) -> u64) -> u64 {
+        self.0.iter().map(|metrics| count(metrics)).sum()
+    }
+}
+
 /// A shard has not taken in what it was told for a long time.
 #[derive(Debug, thiserror::Error)]
 #[error("shard {shard} is too busy to be told; try again")]
@@ -179,7 +196,7 @@ impl Shards {
         let (end, ended) = mpsc::channel();
         let (ends, control_ends) = Ends::mesh(&HomeHasher::new(shards), &limits);
         let ControlEnds { controls, publisher } = control_ends;
-        let controls = Controls { producers: Arc::new(Mutex::new(controls)), bells: bells.clone() };
+        let controls = Controls::new(controls, bells.clone());
         let (mut threads, mut observed) = (Vec::new(), Vec::new());
         for (index, ends) in ends.into_iter().enumerate() {
             let metrics = Arc::new(ShardMetrics::default());
@@ -218,6 +235,12 @@ impl Shards {
         }
     }
 
+    /// What they count.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        Totals(self.observed.iter().map(|shard| Arc::clone(&shard.metrics)).collect())
+    }
+
     /// A handle that speaks to the shards.
     #[must_use]
     pub fn controls(&self) -> Controls {
@@ -240,12 +263,15 @@ impl Shards {
                 return Err(ShardPanicked { shard });
             }
         }
+        let totals = self.totals();
         for (shard, thread) in self.threads.into_iter().enumerate() {
             thread.join().map_err(|_| ShardPanicked { shard })?;
         }
-        let total = |count: fn(&ShardMetrics) -> u64| -> u64 {
-            self.observed.iter().map(|shard| count(&shard.metrics)).sum()
-        };
+        let total = |count: fn(&ShardMetrics) -> u64| totals.of(count);
+        let cut = total(|m| m.connections.value());
+        if cut > 0 {
+            warn!("drain_timeout is over: {cut} connections are cut");
+        }
         info!(
             connections = total(|m| m.accepted.value()),
             opened = total(|m| m.opened.value()),
@@ -260,7 +286,8 @@ impl Shards {
             pings_sent = total(|m| m.pings_sent.value()),
             pongs = total(|m| m.pongs.value()),
             pong_timeouts = total(|m| m.pong_timeouts.value()),
-            cut = total(|m| m.connections.value()),
+            drained = total(|m| m.drained.value()),
+            cut,
             "drained"
         );
         Ok(())

@@ -74,6 +74,7 @@ fn sim_keeps_its_promises() {
     let (to_newest, oldest) = (total(|o| o.skipped_to_newest), total(|o| o.dropped_oldest));
     let (told, accounted) = (total(|o| o.told), total(|o| u64::from(o.accounted)));
     let drained = total(|outcome| u64::from(outcome.drained));
+    let farewells = total(|outcome| outcome.farewells);
     let (pings, vanished, cut) =
         (total(|o| o.pings), total(|o| o.vanished), total(|o| o.pong_timeouts));
     let (published, busy) = (total(|o| o.published), total(|o| o.busy));
@@ -81,13 +82,15 @@ fn sim_keeps_its_promises() {
     println!(
         "{} seeds: {steps} steps, {delivered} deliveries, {short} short sends, \
          {slow} slow consumers, {to_newest} skipped to the newest, {oldest} dropped as the oldest, \
-         {told} of them told, {accounted} worlds accounted for, {drained} drains, {pings} pings, \
+         {told} of them told, {accounted} worlds accounted for, \
+         {drained} drains of {farewells} members, {pings} pings, \
          {vanished} vanished, {cut} cut, \
          {published} published by backends, {busy} refused, {reloads} reloads",
         outcomes.len()
     );
     if outcomes.len() >= 100 {
         assert!(delivered > 100 * SEEDS && slow > 0 && short > SEEDS && drained > 0);
+        assert!(farewells > SEEDS / 2);
         assert!(to_newest > SEEDS && oldest > SEEDS && told > SEEDS && accounted > 0);
         assert!(pings > SEEDS && vanished > SEEDS / 4 && cut > SEEDS / 8);
         assert!(published > SEEDS && busy > SEEDS && reloads > SEEDS / 4);

@@ -5,24 +5,39 @@ use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use monoio::{LegacyDriver, RuntimeBuilder};
 
 use super::*;
-use crate::config::Limits;
+use crate::config::{ConfigError, Limits, Loaded, LogFormat, LogLevel};
 use crate::control::api::Health;
 use crate::control::desk::Desk;
 use crate::control::monitor::Monitor;
+use crate::control::reload::{Reloader, SharedReloader};
 use crate::id::HomeHasher;
 use crate::io::uring::Bells;
+use crate::logging;
 use crate::shard::Ends;
+use crate::shard::thread::Controls;
 
 /// An interface to one shard, for which so many publishes may wait, and what the shard holds.
 fn api(publish_queue_len_max: usize) -> (Api, Vec<Ends>) {
     let limits = Limits { publish_queue_len_max, ..Limits::default() };
     let (ends, control) = Ends::mesh(&HomeHasher::new(1), &limits);
     let (bells, _) = Bells::new(1).unwrap();
+    let live = LiveLimits::new(limits);
+    let reloader = SharedReloader::new(Reloader {
+        load,
+        loaded: load().unwrap(),
+        log: logging::start(LogFormat::Text, LogLevel::Error),
+        controls: Controls::new(control.controls, bells.clone()),
+        shards: 1,
+        limits: live.clone(),
+    });
     // Who has no patience is refused at once.
     let desk = Desk::new(control.publisher, bells, Duration::ZERO);
     let monitor = Monitor::new(Vec::new());
-    let limits = LiveLimits::new(limits);
-    (Api { health: Health::default(), desk, limits, monitor }, ends)
+    (Api { health: Health::default(), desk, limits: live, monitor, reloader }, ends)
+}
+
+fn load() -> Result<Loaded, ConfigError> {
+    crate::config::load(["fanwire", "serve"].map(Into::into), [])
 }
 
 fn request(method: &str, path: &str, body: &str) -> Request<Body> {

@@ -35,6 +35,8 @@ pub(super) struct Publish {
     offset: Option<u64>,
     /// It is certain that everybody who was there gets it.
     acknowledged: bool,
+    /// And it was so when the server began to drain.
+    before_drain: bool,
     before: Option<usize>,
     after: Option<usize>,
 }
@@ -68,6 +70,8 @@ pub(super) struct Checker {
     pub(super) delivered: u64,
     /// Messages that native members were told they miss.
     pub(super) told: u64,
+    /// Members that were closed by a drain with all they were owed.
+    pub(super) farewells: u64,
     /// In rooms where raw members may miss some: what came before what.
     order: BTreeSet<(usize, usize)>,
 }
@@ -93,6 +97,7 @@ impl Checker {
             at: self.sessions.len(),
             offset: None,
             acknowledged: false,
+            before_drain: false,
             before: None,
             after: None,
         });
@@ -182,6 +187,30 @@ impl Checker {
     /// The server says that nobody was in the room: whoever was there all the time disagrees.
     pub(super) fn publish_to_nobody(&mut self, id: usize) {
         self.publishes[id].acknowledged = true;
+    }
+
+    /// The server begins to drain.
+    pub(super) fn begin_drain(&mut self) {
+        self.publishes.iter_mut().for_each(|publish| publish.before_drain = publish.acknowledged);
+    }
+
+    /// The server has drained a member's connection, which has read all: that is what had been
+    /// acknowledged before the drain, at least.
+    pub(super) fn check_farewell(&mut self, number: usize) {
+        let session = &self.sessions[number];
+        let Session { room, active, .. } = *session;
+        if !active || (room.raw && self.skips(room)) {
+            return;
+        }
+        self.farewells += 1;
+        for (id, publish) in self.publishes.iter().enumerate() {
+            let owed = publish.room == room && publish.at > number && publish.before_drain;
+            let told = publish.offset.is_some_and(|offset| session.told.contains(&offset));
+            assert!(
+                !owed || told || session.seen.contains(&id),
+                "publish {id} was acknowledged before the drain and never came to {number}"
+            );
+        }
     }
 
     /// All is quiet: every member must have everything that was published since it joined, or know

@@ -95,6 +95,7 @@ pub(super) struct Peer {
     acks: BTreeMap<u64, usize>,
     next_id: u64,
 
+    told_of_drain: bool,
     departing: bool,
     sent_close: Option<Option<u16>>,
     violated: Option<u16>,
@@ -128,6 +129,8 @@ struct Message<'m> {
     id: Option<Value>,
     code: Option<String>,
     message: Option<String>,
+    event: Option<String>,
+    reconnect_in_ms: Option<u64>,
 }
 
 /// How long a close may be on its way to a peer that reads at once.
@@ -184,6 +187,7 @@ impl Peer {
             owed: VecDeque::new(),
             acks: BTreeMap::new(),
             next_id: 0,
+            told_of_drain: false,
             departing: false,
             sent_close: None,
             violated: None,
@@ -312,7 +316,8 @@ impl Peer {
             }
             Read::Eof => self.handle_end(plan, net, check),
             Read::Reset => {
-                let fair = self.may_be_cut(plan, net) || self.lingers || plan.ended;
+                let over = plan.drain_is_over(net.clock);
+                let fair = self.may_be_cut(plan, net) || self.lingers || over;
                 assert!(
                     fair || (plan.draining && self.status.is_none()),
                     "peer {} is reset: {self:?}",
@@ -474,6 +479,12 @@ impl Peer {
                 }
                 owed => panic!("left, owed {owed:?}"),
             },
+            ("system", None, None) => {
+                assert_eq!(message.event.as_deref(), Some("draining"));
+                assert!(plan.draining && !self.told_of_drain, "once, and when it is so");
+                assert!(message.reconnect_in_ms.is_some());
+                self.told_of_drain = true;
+            }
             ("pong", None, None) => match self.owed.pop_front() {
                 Some(Owed::Pong { id: owed_id }) => assert_eq!(id, owed_id),
                 owed => panic!("pong, owed {owed:?}"),
@@ -518,6 +529,12 @@ impl Peer {
             self.number,
             self.owed
         );
+        if code == Some(1001) && !answers {
+            let told = self.told_of_drain || self.kind != Kind::Native;
+            assert!(told, "peer {} is closed and was not told", self.number);
+            let sessions = self.seats.values().filter_map(|seat| seat.session);
+            sessions.chain(self.raw_session).for_each(|session| check.check_farewell(session));
+        }
         self.got_close = true;
         self.closed_at = net.clock;
         self.is_over(check);
@@ -538,7 +555,7 @@ impl Peer {
             whole
                 || (self.ends && self.status.is_none())
                 || self.may_be_cut(plan, net)
-                || plan.ended,
+                || plan.drain_is_over(net.clock),
             "peer {} is cut: {self:?}",
             self.number
         );

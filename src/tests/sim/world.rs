@@ -60,11 +60,15 @@ pub(super) struct Plan {
     pub(super) heartbeats: Option<Heartbeats>,
     /// Rooms whose slow consumers have a policy of their own.
     rules: Vec<RoomRule>,
+    /// Connections closed per second of a drain.
+    drain_rate: Option<u32>,
     /// Now and then their marks and ages change.
     reloads: bool,
     drains: bool,
     /// The drain has begun.
     pub(super) draining: bool,
+    /// When whoever is left may be cut.
+    drain_until: Duration,
     /// The first shard has ended.
     pub(super) ended: bool,
 }
@@ -84,6 +88,8 @@ pub(super) struct Outcome {
     pub(super) accounted: bool,
     pub(super) sends_short: u64,
     pub(super) drained: bool,
+    /// Memberships that a drain ended.
+    pub(super) farewells: u64,
     pub(super) pings: u64,
     /// Peers that vanished, and connections that were cut for it, or for a long stall.
     pub(super) vanished: u64,
@@ -143,6 +149,7 @@ pub(super) fn run(seed: u64, drain: Option<bool>, print: bool) -> Outcome {
         accounted: world.accounted,
         sends_short: total(|metrics| metrics.sends_short.value()),
         drained: world.plan.drains,
+        farewells: world.check.farewells,
         pings: total(|metrics| metrics.pings_sent.value()),
         vanished: world.peers.iter().filter(|peer| peer.has_vanished()).count() as u64,
         pong_timeouts: total(|metrics| metrics.pong_timeouts.value()),
@@ -169,6 +176,8 @@ impl World {
             plan.reloads = seed.is_multiple_of(3);
         }
         plan.drains = drain.unwrap_or(plan.drains);
+        // By the number, again.
+        plan.drain_rate = [None, Some(10), Some(60), Some(1000)][seed as usize / 2 % 4];
         let limits = Arc::new(plan.limits(&mut net));
         plan.set_faults(&mut net, &limits);
         if print {
@@ -364,6 +373,8 @@ impl World {
     /// The server ends in the middle of everything.
     fn drain(&mut self) {
         self.plan.draining = true;
+        self.plan.drain_until = self.net.borrow().clock + self.limits.drain_timeout;
+        self.check.begin_drain();
         self.net.borrow_mut().note("drain", &[]);
         for shard in 0..self.plan.shards {
             self.controls[shard].push(Control::Drain).expect("nothing was said before");
@@ -525,11 +536,18 @@ impl Plan {
             partial_scarce: net.chance(0.15),
             heartbeats: None,
             rules: Vec::new(),
+            drain_rate: None,
             reloads: false,
             drains: net.chance(0.2),
             draining: false,
+            drain_until: Duration::MAX,
             ended: false,
         }
+    }
+
+    /// Whether whoever is left may be cut.
+    pub(super) fn drain_is_over(&self, now: Duration) -> bool {
+        now >= self.drain_until
     }
 
     /// What a member that takes a largest message may be behind by when the next one comes.
@@ -582,7 +600,8 @@ impl Plan {
             close_timeout: self.close_timeout,
             message_timeout: Duration::from_secs(3600),
             send_timeout: Duration::from_millis(pick(net, &[500, 1500])),
-            drain_timeout: Duration::from_secs(3),
+            drain_rate: self.drain_rate,
+            drain_timeout: Duration::from_secs(20),
             heartbeats: self.heartbeats.unwrap_or(NO_HEARTBEATS),
             // With heartbeats by the number of the seed: listeners pause often.
             handshakes_max: if self.heartbeats.is_some() { 3 } else { 1_000_000 },
