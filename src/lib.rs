@@ -15,11 +15,12 @@
 //!    │          │          ├─────▶ protocol
 //!    │          │          └─────▶ io ──▶ (kernel)
 //!    ├─▶ check ───────────────────▶ io
-//!    └─▶ config ◀──────────┘           config, id, slab: named by all
+//!    └─▶ config ──▶ auth ──▶ pattern     config, auth, pattern, id, slab: named by all
 //! ```
 //!
 //! | Module       | What it is                                                       | IO?       |
 //! |--------------|------------------------------------------------------------------|-----------|
+//! | [`auth`]     | who may do what: tokens, keys, grants                            | no        |
 //! | [`check`]    | `fanwire check`: is this host fit, how many connections fit       | via `io`  |
 //! | [`config`]   | every setting, declared once; `Limits` for the data plane        | no        |
 //! | [`control`]  | one thread: HTTP API, signals, reload, drain; the only `async`   | yes       |
@@ -29,6 +30,7 @@
 //! | [`protocol`] | RFC 6455: handshake, frames, close; resumable at any byte        | no        |
 //! | [`io`]       | the boundary to the kernel: operations in, completions out       | **yes**   |
 //! | [`id`], [`slab`] | plain values; values by key with generations                 | no        |
+//! | [`pattern`]  | names in which `*` stands for anything                           | no        |
 //! | [`logging`]  | log lines as text or JSON                                        | stderr    |
 //!
 //! # The life of a message
@@ -52,6 +54,7 @@
 //! - `unsafe`, system calls, descriptors and the clock live in [`io`] alone. Everything else runs
 //!   in the simulation (`src/tests/sim.rs`), from a seed, without a kernel.
 
+pub mod auth;
 pub mod check;
 pub mod config;
 pub mod control;
@@ -60,6 +63,7 @@ pub mod id;
 #[expect(unsafe_code, reason = "the boundary to the kernel; nowhere else")]
 pub mod io;
 pub mod logging;
+pub mod pattern;
 pub mod protocol;
 pub mod room;
 pub mod shard;

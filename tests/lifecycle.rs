@@ -17,9 +17,15 @@ use support::{
 };
 
 /// Every key of the configuration.
-const KEYS: [&str; 33] = [
+const KEYS: [&str; 39] = [
     "listen",
     "admin",
+    "auth_keys",
+    "auth_issuer",
+    "auth_audience",
+    "auth_leeway",
+    "origins",
+    "insecure",
     "shards",
     "cpus",
     "echo",

@@ -30,6 +30,7 @@ impl fmt::Display for Change {
 impl Settings {
     /// What is different in `new`, in the order of declaration.
     pub fn changes(&self, new: &Settings) -> Vec<Change> {
+        let same_keys = self.has_keys_of(new);
         let (old, new) = (self.to_table(), new.to_table());
         let mut changes = Vec::new();
         for key in settings_command().get_arguments().map(|arg| arg.get_id().as_str()) {
@@ -39,9 +40,20 @@ impl Settings {
                     value => value.to_string(),
                 });
                 changes.push(Change { key: key.to_owned(), old, new, is_live: is_live(key) });
+            } else if key == "auth_keys" && !same_keys {
+                let [old, new] = ["keys", "other keys in the same files"].map(str::to_owned);
+                changes.push(Change { key: key.to_owned(), old, new, is_live: true });
             }
         }
         changes
+    }
+
+    /// Whether the files of `auth_keys` hold the same keys.
+    fn has_keys_of(&self, other: &Settings) -> bool {
+        match (&self.verifier, &other.verifier) {
+            (Some(own), Some(theirs)) => own.keys() == theirs.keys(),
+            (own, theirs) => own.is_none() == theirs.is_none(),
+        }
     }
 
     /// Every setting by its key.
@@ -57,8 +69,10 @@ impl Loaded {
     /// [`ConfigError::Conflict`] when those do not fit the settings that wait for a restart.
     pub fn with_live(&self, new: &Loaded) -> Result<Loaded, ConfigError> {
         let layer = self.layer.with_those(is_live, &new.layer);
-        let settings = layer.settings()?;
+        let mut settings = layer.settings()?;
         settings.check().map_err(|conflict| layer.conflict(conflict))?;
+        // All that they are made of is live, and has just been read.
+        settings.verifier = new.settings.verifier.clone();
         Ok(Loaded { action: self.action, settings, layer, warnings: new.warnings.clone() })
     }
 }
@@ -79,7 +93,9 @@ mod tests {
     #[test]
     fn what_is_live_changes_at_once_and_nothing_else() {
         let old = loaded(&[]).unwrap();
-        let flags = "--listen=[::1]:1 --admin=off --echo --shards=3 --cpus=0 --mailbox-len-max=17 \
+        let flags = "--listen=[::1]:1 --admin=off --insecure --auth-keys=HS256:tests/keys/secret \
+            --auth-issuer=a --auth-audience=a --auth-leeway=9s --origins=https://a \
+            --echo --shards=3 --cpus=0 --mailbox-len-max=17 \
             --publish-queue-len-max=17 --publish-bytes-max=2KiB \
             --connections-max=9 --handshakes-max=9 --handshake-bytes-max=9KiB \
             --target-bytes-max=3KiB --ws-message-bytes-max=2KiB --raw-message-bytes-max=2KiB \
@@ -108,8 +124,28 @@ mod tests {
         ];
         assert_eq!(keys, expected, "what is fixed at the start");
         assert_eq!(live[0].to_string(), "echo false -> true");
+        let keys = r#"auth_keys ["off"] -> ["HS256:tests/keys/secret"]"#;
+        assert!(live.iter().any(|change| change.to_string() == keys), "{live:?}");
+        assert_eq!(reloaded.settings.verifier, new.settings.verifier);
         // And back to the defaults, which nobody has set.
         assert_eq!(reloaded.with_live(&old).unwrap().settings, old.settings);
+    }
+
+    #[test]
+    fn another_key_in_the_same_file_is_a_change() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let load = |secret: &str| {
+            std::fs::write(&file, secret).unwrap();
+            loaded(&[&format!("--auth-keys=HS256:{}", file.path().display())]).unwrap()
+        };
+        let (old, same, new) =
+            (load(&"a".repeat(32)), load(&"a".repeat(32)), load(&"b".repeat(32)));
+        assert_eq!(old.settings.changes(&same.settings), []);
+        let changes = old.settings.changes(&new.settings);
+        let changes: Vec<_> = changes.iter().map(ToString::to_string).collect();
+        assert_eq!(changes, ["auth_keys keys -> other keys in the same files"]);
+        let reloaded = old.with_live(&new).unwrap();
+        assert_eq!(reloaded.settings.verifier, new.settings.verifier);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use super::keys::AuthKey;
 use super::policy::RoomRule;
 use super::settings::Settings;
 use super::value::{Admin, Size};
@@ -23,6 +24,16 @@ impl Settings {
             && self.listen.contains(&admin)
         {
             return Err(Conflict::AdminListens(admin));
+        }
+        let is_public = |address: &&SocketAddr| !address.ip().to_canonical().is_loopback();
+        if !self.authenticates()
+            && !self.insecure
+            && let Some(address) = self.listen.iter().find(is_public)
+        {
+            return Err(Conflict::Unauthenticated(*address));
+        }
+        if self.authenticates() && self.auth_keys.contains(&AuthKey::Off) {
+            return Err(Conflict::KeysAndOff);
         }
         if self.target_bytes_max > self.handshake_bytes_max {
             return Err(Conflict::TargetBeyondHandshake {
@@ -71,6 +82,14 @@ pub enum Conflict {
         "admin = {0} is also in listen; give it a port of its own, or turn it off with admin = off"
     )]
     AdminListens(SocketAddr),
+    /// Everybody could join every room.
+    #[error(
+        "listen = {0} is not a loopback address, and without auth_keys whoever reaches it could join every room and publish to it; give auth_keys, listen on 127.0.0.1 behind a proxy that authenticates, or say --insecure"
+    )]
+    Unauthenticated(SocketAddr),
+    /// Half a decision.
+    #[error("auth_keys has off beside keys; take off out, or the keys")]
+    KeysAndOff,
     /// A target of the allowed length could not arrive.
     #[error(
         "target_bytes_max = {target_bytes_max} must be at most handshake_bytes_max = {handshake_bytes_max}, of which it is a part"
@@ -123,6 +142,8 @@ impl Conflict {
         match self {
             Conflict::ListenTwice(_) => &["listen"],
             Conflict::AdminListens(_) => &["admin", "listen"],
+            Conflict::Unauthenticated(_) => &["listen", "auth_keys", "insecure"],
+            Conflict::KeysAndOff => &["auth_keys"],
             Conflict::TargetBeyondHandshake { .. } => &["target_bytes_max", "handshake_bytes_max"],
             Conflict::HighWaterMark { key: "raw_message_bytes_max", .. } => {
                 &["high_water_mark", "raw_message_bytes_max"]

@@ -22,7 +22,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::value::{ValueError, accepted};
-use super::{Conflict, Settings};
+use super::{BrokenKey, Conflict, Settings};
 
 /// Reads the configuration from the command line `args` (the first is the program's name), the
 /// environment and the file that one of them names.
@@ -52,8 +52,11 @@ pub fn load(
     layer.0.extend(environment.layer.0);
     layer.0.extend(flags.0);
 
-    let settings = layer.settings()?;
+    let mut settings = layer.settings()?;
     settings.check().map_err(|conflict| layer.conflict(conflict))?;
+    settings
+        .read_keys()
+        .map_err(|broken| ConfigError::Key { broken, origin: layer.origin("auth_keys").clone() })?;
     Ok(Loaded { action, settings, layer, warnings: environment.unknown })
 }
 
@@ -195,7 +198,9 @@ Ranges include both ends. A bare number is seconds, or bytes.
 
 Examples:
   fanwire serve                                   chat page on http://127.0.0.1:8080/
-  fanwire serve --listen 0.0.0.0:80 --listen '[::]:80' --admin off
+  fanwire serve --auth-keys HS256:/etc/fanwire/secret --origins https://example.com \
+    --listen 0.0.0.0:80 --listen '[::]:80' --admin off
+  fanwire serve --listen 0.0.0.0:80 --insecure    everybody may join every room
   fanwire serve --shards 8 --cpus 0-3             two shards on each of four CPUs
   fanwire config --shards 8 > fanwire.toml        a commented file with every setting
   fanwire serve --config fanwire.toml
@@ -435,6 +440,14 @@ pub enum ConfigError {
         conflict: Conflict,
         /// Where the values came from.
         sources: String,
+    },
+    /// A file of `auth_keys` cannot be used.
+    #[error("{broken} ({origin})")]
+    Key {
+        /// Which one, why, and the remedy.
+        broken: BrokenKey,
+        /// Where it was given.
+        origin: Origin,
     },
     /// A variable's value is not UTF-8.
     #[error("environment variable {name} is not UTF-8")]

@@ -1,10 +1,13 @@
 //! What the data plane may use: plain numbers, worked out from the settings.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::origin::{OriginRule, Origins};
 use super::policy::{Policies, Policy, SlowConsumer};
 use super::settings::Settings;
 use super::value::{Auto, Interval};
+use crate::auth::Verifier;
 
 /// What the data plane may use: checked, derived from [`Settings`], immutable. A reload makes new
 /// ones; of these, [`Settings`] says which fields can differ.
@@ -12,6 +15,10 @@ use super::value::{Auto, Interval};
 /// Sizes are bytes. What is said "per shard" is not shared with the others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
+    /// Verifies the tokens of clients; `None`: nobody needs one.
+    pub verifier: Option<Arc<Verifier>>,
+    /// Whose pages may connect.
+    pub origins: Origins,
     /// From accept to the last byte of the upgrade request.
     pub handshake_timeout: Duration,
     /// From our close frame or refusal until the connection is cut.
@@ -86,6 +93,8 @@ impl Settings {
             Auto::Set(connections_max) => connections_max.min(possible),
         };
         Limits {
+            verifier: self.verifier.clone(),
+            origins: self.allowed_origins(),
             handshake_timeout: self.handshake_timeout,
             close_timeout: self.close_timeout,
             message_timeout: self.message_timeout,
@@ -126,6 +135,11 @@ impl Settings {
             Interval::Every(interval) => Some(interval),
         };
         Heartbeats { ping_interval, pong_timeout: self.pong_timeout }
+    }
+
+    fn allowed_origins(&self) -> Origins {
+        let any = self.origins.contains(&OriginRule::Any);
+        Origins { allowed: (!any).then(|| self.origins.clone()) }
     }
 
     fn policies(&self) -> Policies {

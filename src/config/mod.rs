@@ -9,6 +9,8 @@
 //! | --- | --- |
 //! | [`settings`] | every setting with its help, its default and its range |
 //! | [`policy`] | what becomes of members that do not keep up: rules for rooms |
+//! | [`keys`] | where the keys of tokens are, and reading them |
+//! | [`origin`] | which web pages may connect |
 //! | [`value`] | reads one value from text and checks its range, whatever source it came from |
 //! | [`layers`] | flag over environment over file over default; errors name the key and the source |
 //! | [`conflict`] | how settings relate to each other, checked once |
@@ -16,12 +18,15 @@
 //! | [`render`] | the effective configuration as a commented TOML file |
 //! | [`change`] | what a second reading changes, and which of it at once |
 //!
-//! Never: reads a clock, opens a socket, knows the host; that is `control`'s and `io::host`'s job.
+//! Never: reads a clock, opens anything but files that hold settings and keys, knows the host; that
+//! is `control`'s and `io::host`'s job.
 
 mod change;
 mod conflict;
+mod keys;
 mod layers;
 mod limits;
+mod origin;
 mod policy;
 mod render;
 mod settings;
@@ -29,13 +34,15 @@ mod value;
 
 pub use change::Change;
 pub use conflict::Conflict;
+pub use keys::{AuthKey, BrokenKey, KeyCause};
 pub use layers::{
     Action, CheckOptions, ConfigError, Loaded, Origin, Profile, ReportFormat, UnknownVariable, load,
 };
 pub use limits::{Heartbeats, Limits};
+pub use origin::{OriginRule, Origins};
 pub use policy::{Policies, Policy, RoomPolicy, RoomRule, SlowConsumer};
 pub use settings::{SHARDS_MAX, Settings};
-pub use value::{Admin, Auto, CpuList, Interval, LogFormat, LogLevel, Size, ValueError};
+pub use value::{Admin, Auto, CpuList, Interval, LogFormat, LogLevel, Size, Text, ValueError};
 
 #[cfg(test)]
 mod tests;

@@ -1,13 +1,17 @@
 //! Every setting, declared once; what a declaration is, [`super`] says.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ArgGroup;
 use serde::Serialize;
 
+use super::keys::{self, AuthKey};
+use super::origin::{self, OriginRule};
 use super::policy::{self, RoomPolicy, RoomRule};
-use super::value::{self, Admin, Auto, CpuList, Interval, LogFormat, LogLevel, Parser, Size};
+use super::value::{self, Admin, Auto, CpuList, Interval, LogFormat, LogLevel, Parser, Size, Text};
+use crate::auth::Verifier;
 
 /// Every setting of the server, checked one by one; [`Settings::check`] checks how they relate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, clap::Args)]
@@ -33,6 +37,54 @@ pub struct Settings {
           num_args = 0..=1, require_equals = true, action = clap::ArgAction::Set,
           value_name = "true|false", value_parser = Parser(value::boolean), group = LIVE)]
     pub echo: bool,
+
+    /// Keys that verify the tokens of clients (JSON Web Tokens); with one, every client must show
+    /// a token. ALG is HS256, HS384 or HS512 (FILE is the secret), RS256, ES256 or EdDSA (FILE is
+    /// a public key in PEM); "jwks" is a JWK Set. A key with KID verifies tokens with that "kid" or
+    /// none, one without verifies any of its ALG. Give several keys, or a list, while you rotate
+    /// them; files are read again at SIGHUP. "off" lets everybody in, and to every room.
+    #[arg(long, help_heading = AUTHENTICATION, default_value = "off",
+          value_name = "[KID=]ALG:FILE|jwks:FILE|off", value_delimiter = ',',
+          value_parser = Parser(keys::read), group = LIVE)]
+    pub auth_keys: Vec<AuthKey>,
+
+    /// The "iss" that a token must have.
+    #[arg(long, help_heading = AUTHENTICATION, default_value = "off", value_name = "TEXT|off",
+          value_parser = Parser(value::text), group = LIVE)]
+    pub auth_issuer: Text,
+
+    /// The "aud" that a token must name. With "off", tokens that name any are for another server
+    /// and are refused.
+    #[arg(long, help_heading = AUTHENTICATION, default_value = "off", value_name = "TEXT|off",
+          value_parser = Parser(value::text), group = LIVE)]
+    pub auth_audience: Text,
+
+    /// How far the clock of whoever signs the tokens may differ from this host's, for "exp" and
+    /// "nbf", in whole seconds.
+    #[arg(long, help_heading = AUTHENTICATION, default_value = "0s", value_name = "0s..5m",
+          value_parser = Parser(value::duration), group = LIVE)]
+    #[serde(serialize_with = "value::serialize_duration")]
+    pub auth_leeway: Duration,
+
+    /// Origins whose pages may connect, such as https://example.com or https://*.example.com (every
+    /// host below it); pages of others are answered 403. Clients that send no Origin are no
+    /// browsers, and pass. Give several, or a list; "off" lets all in.
+    #[arg(long, help_heading = AUTHENTICATION, default_value = "off", value_name = "ORIGIN|off",
+          value_delimiter = ',', value_parser = Parser(origin::read), group = LIVE)]
+    pub origins: Vec<OriginRule>,
+
+    /// Serve without authentication on addresses that are not loopback: whoever reaches them may
+    /// join every room and publish to it.
+    #[arg(long, help_heading = AUTHENTICATION, default_value = "false",
+          default_missing_value = "true", num_args = 0..=1, require_equals = true,
+          action = clap::ArgAction::Set, value_name = "true|false",
+          value_parser = Parser(value::boolean), group = LIVE)]
+    pub insecure: bool,
+
+    /// What `auth_keys` names, read; `None` while it is off. No setting of its own.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub verifier: Option<Arc<Verifier>>,
 
     /// Number of shards: pinned threads, each with its own share of the connections. "auto" is one
     /// per CPU of `cpus`. More shards than CPUs are allowed: each has its own descriptor table, so
@@ -225,6 +277,7 @@ pub struct Settings {
 pub const SHARDS_MAX: usize = 1024;
 
 const ADDRESSES: &str = "Addresses";
+const AUTHENTICATION: &str = "Authentication";
 const SHARDS: &str = "Shards";
 const LIMITS: &str = "Limits";
 const TIMEOUTS: &str = "Timeouts";

@@ -80,6 +80,8 @@ fn defaults() {
     assert_eq!((settings.shards, settings.cpus), (Auto::Auto, Auto::Auto));
     assert_eq!((settings.log_format, settings.log_level), (LogFormat::Text, LogLevel::Info));
     let expected = Limits {
+        verifier: None,
+        origins: Origins::default(),
         handshake_timeout: Duration::from_secs(5),
         close_timeout: Duration::from_secs(5),
         message_timeout: Duration::from_secs(60),
@@ -157,9 +159,78 @@ fn conflicts() {
         "listen names [::1]:80 twice; name it once (listen: flag --listen)",
     );
     check(
+        &["--listen=127.0.0.1:1,10.0.0.1:80"],
+        "listen = 10.0.0.1:80 is not a loopback address, and without auth_keys whoever reaches it \
+         could join every room and publish to it; give auth_keys, listen on 127.0.0.1 behind a \
+         proxy that authenticates, or say --insecure (listen: flag --listen, auth_keys: default, \
+         insecure: default)",
+    );
+    check(
+        &["--auth-keys=off,HS256:tests/keys/secret"],
+        "auth_keys has off beside keys; take off out, or the keys (auth_keys: flag --auth-keys)",
+    );
+    check(
         &["--listen=127.0.0.1:8081"],
         "admin = 127.0.0.1:8081 is also in listen; give it a port of its own, or turn it off with \
          admin = off (admin: default, listen: flag --listen)",
+    );
+}
+
+#[test]
+fn keys_are_read_with_the_configuration() {
+    let settings = settings(&[
+        "--auth-keys=a=HS256:tests/keys/secret,jwks:tests/keys/jwks.json",
+        "--auth-keys=EdDSA:tests/keys/eddsa.pem",
+        "--auth-issuer=https://id.example",
+        "--auth-leeway=90s",
+    ]);
+    let settings = settings.unwrap();
+    let limits = settings.limits(1, 1);
+    let verifier = limits.verifier.expect("there are keys");
+    assert_eq!(verifier.keys().len(), 6);
+    assert!(settings.authenticates());
+    assert!(!format!("{settings:?}").contains("0123456789abcdef"));
+    assert!(!settings.to_table().to_string().contains("0123456789abcdef"));
+}
+
+#[test]
+fn broken_keys_stop_the_start() {
+    #[track_caller]
+    fn check(key: &str, expected: &str) {
+        let error = settings(&[&format!("--auth-keys={key}")]).unwrap_err().to_string();
+        assert_eq!(error, format!("auth_keys {key}: {expected} (flag --auth-keys)"));
+    }
+    check(
+        "HS256:tests/keys/none",
+        "cannot read the file: No such file or directory (os error 2); give the path of one that \
+         the server may read",
+    );
+    check(
+        "HS256:tests/keys",
+        "cannot read the file: Is a directory (os error 21); give the path of one that the server \
+         may read",
+    );
+    check(
+        "HS256:/dev/null",
+        "the secret is shorter than the 32 bytes that its algorithm needs; make one with: openssl \
+         rand -hex 32",
+    );
+    check("HS256:/dev/zero", "the file is longer than 256 KiB, so it holds no keys");
+    check(
+        "x=RS256:tests/keys/es256.pem",
+        "it is no public key for RS256 in PEM (BEGIN PUBLIC KEY); make one with: openssl pkey \
+         -pubout",
+    );
+    check(
+        "jwks:tests/keys/secret",
+        "it is no JWK Set: a JSON object with a list \"keys\" (RFC 7517)",
+    );
+    let many = ["--auth-keys=HS256:tests/keys/secret"; 17];
+    assert!(settings(&many[1..]).is_ok());
+    assert_eq!(
+        settings(&many).unwrap_err().to_string(),
+        "auth_keys HS256:tests/keys/secret: there are more than 16 keys; take out those that sign \
+         no more (flag --auth-keys)"
     );
 }
 
@@ -173,6 +244,10 @@ fn what_fits_is_no_conflict() {
         &["--listen=127.0.0.1:0,127.0.0.1:0", "--admin=127.0.0.1:0"],
         &["--listen=127.0.0.1:8081", "--admin=off"],
         &["--connections-max=1", "--shards=4"],
+        &["--listen=127.9.9.9:1,[::1]:1,[::ffff:127.0.0.1]:1"],
+        &["--listen=0.0.0.0:1", "--insecure"],
+        &["--listen=[::]:1", "--auth-keys=HS256:tests/keys/secret"],
+        &["--auth-keys=HS256:tests/keys/secret", "--origins=off,https://a"],
     ] {
         assert!(settings(flags).is_ok(), "{flags:?}");
     }

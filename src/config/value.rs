@@ -56,6 +56,25 @@ pub enum ValueError {
     /// No duration, or one that is out of range.
     #[error("has no age behind the high-water mark: give a duration of {AGES}, or none")]
     NotAnAge,
+    /// Not `[KID=]ALG:FILE` or `jwks:FILE`.
+    #[error(
+        "is not a key such as HS256:/etc/fanwire/secret, 2026-11=ES256:key.pem or jwks:keys.json"
+    )]
+    NotAKey,
+    /// None that tokens may be signed with.
+    #[error(
+        "names no algorithm before the file: give HS256, HS384, HS512, RS256, ES256, EdDSA or jwks"
+    )]
+    NotAnAlgorithm,
+    /// Not `SCHEME://HOST[:PORT]`, as browsers send it.
+    #[error(
+        "is not an origin as browsers send it, such as https://example.com or \
+         https://*.example.com:8443 (no path, no default port)"
+    )]
+    NotAnOrigin,
+    /// Nothing where a text belongs.
+    #[error("is empty")]
+    Empty,
     /// Not one of a few words.
     #[error("is not one of the accepted words")]
     NotAWord,
@@ -156,6 +175,15 @@ pub(super) fn boolean(text: &str, _accepted: &str) -> Result<bool, ValueError> {
     text.parse().map_err(|_| ValueError::NotAWord)
 }
 
+/// Any text, or "off".
+pub(super) fn text(text: &str, _accepted: &str) -> Result<Text, ValueError> {
+    match text {
+        "off" => Ok(Text::Off),
+        "" => Err(ValueError::Empty),
+        _ => Ok(Text::Is(text.to_owned())),
+    }
+}
+
 fn auto<T>(
     text: &str,
     accepted: &str,
@@ -244,6 +272,32 @@ impl Serialize for Interval {
             Interval::Off => serializer.serialize_str("off"),
             Interval::Every(interval) => serialize_duration(interval, serializer),
         }
+    }
+}
+
+/// A text that a token must have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Text {
+    /// It does not matter.
+    Off,
+    /// This one.
+    Is(String),
+}
+
+impl Text {
+    /// The text, if it was configured.
+    #[must_use]
+    pub const fn as_set(&self) -> Option<&String> {
+        match self {
+            Text::Off => None,
+            Text::Is(text) => Some(text),
+        }
+    }
+}
+
+impl Serialize for Text {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_set().map_or("off", String::as_str))
     }
 }
 

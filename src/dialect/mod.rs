@@ -27,6 +27,10 @@ pub const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; \
     script-src 'unsafe-inline'; connect-src 'self' ws: wss:; img-src data:; base-uri 'none'; \
     form-action 'none'; frame-ancestors 'none'";
 
+/// The subprotocol of `/raw/ROOM`. A browser that offers a token as a subprotocol needs another
+/// one beside it to be answered with, or it fails the connection.
+pub const RAW_SUBPROTOCOL: &str = "fanwire.raw.v1";
+
 /// The dialect of an open connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Endpoint {
@@ -39,6 +43,16 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
+    /// The subprotocol that it speaks (RFC 6455 §1.9), answered when a client offers it.
+    #[must_use]
+    pub const fn subprotocol(self) -> Option<&'static str> {
+        match self {
+            Self::Native => Some(native::SUBPROTOCOL),
+            Self::Raw => Some(RAW_SUBPROTOCOL),
+            Self::Echo => None,
+        }
+    }
+
     /// The longest message it takes, in bytes.
     #[must_use]
     pub fn message_bytes_max(self, limits: &Limits) -> usize {

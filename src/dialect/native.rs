@@ -6,6 +6,7 @@
 //! | `{"type":"leave","room_id":R}`                  | `{"type":"left","room_id":R}`            |
 //! | `{"type":"broadcast","room_id":R,"content":C}`  | to every member: `{"type":"broadcast","room_id":R,"sender":U,"offset":N,"content":C}` |
 //! | `{"type":"ping"}`                               | `{"type":"pong"}`                        |
+//! | `{"type":"auth","token":T}`                     | `{"type":"authenticated","expires_in_s":N}` |
 //!
 //! A member that was too slow for a room that skips messages then is told so before the next
 //! message of that room, `{"type":"skipped","room_id":R,"from":N,"to":M}`: the offsets of the first
@@ -32,7 +33,7 @@ use serde_json::value::RawValue;
 
 use super::is_name;
 
-/// The subprotocol name (RFC 6455 §1.9), answered when a client offers it.
+/// The subprotocol name.
 pub const SUBPROTOCOL: &str = "fanwire.v1";
 
 /// The longest `id` in bytes, as written in JSON.
@@ -74,6 +75,11 @@ pub enum Command<'m> {
     },
     /// Answer `pong`.
     Ping,
+    /// Go on with another token of the same user.
+    Auth {
+        /// The token, of any length and not looked into.
+        token: Cow<'m, str>,
+    },
 }
 
 /// Why a request is not carried out: a closed list, part of the protocol.
@@ -96,6 +102,12 @@ pub enum ErrorCode {
     NotMember,
     /// The connection is member of as many rooms as allowed.
     TooManyRooms,
+    /// The token does not allow it.
+    Forbidden,
+    /// The new token is not accepted; the old one still counts.
+    InvalidToken,
+    /// This server asks nobody for a token.
+    AuthOff,
     /// The server has no room for one more room now.
     ServerBusy,
 }
@@ -113,6 +125,9 @@ impl ErrorCode {
             Self::InvalidUserId => "invalid_user_id",
             Self::NotMember => "not_member",
             Self::TooManyRooms => "too_many_rooms",
+            Self::Forbidden => "forbidden",
+            Self::InvalidToken => "invalid_token",
+            Self::AuthOff => "auth_off",
             Self::ServerBusy => "server_busy",
         }
     }
@@ -123,13 +138,13 @@ impl ErrorCode {
         match self {
             Self::InvalidJson => "The message is not valid JSON.",
             Self::InvalidMessage => {
-                "Send one JSON object per text message, each field once; type, room_id and user_id \
-                 are strings, id is a number or a string of at most 64 bytes."
+                "Send one JSON object per text message, each field once; type, room_id, user_id \
+                 and token are strings, id is a number or a string of at most 64 bytes."
             }
-            Self::UnknownType => "type must be join, leave, broadcast or ping.",
+            Self::UnknownType => "type must be join, leave, broadcast, ping or auth.",
             Self::MissingField => {
                 "Every message needs type; join and leave need room_id; broadcast needs room_id \
-                 and content."
+                 and content; auth needs token."
             }
             Self::InvalidRoomId => {
                 "room_id must not be empty, too long, or have control characters."
@@ -139,6 +154,12 @@ impl ErrorCode {
             }
             Self::NotMember => "Join the room first.",
             Self::TooManyRooms => "Leave another room first.",
+            Self::Forbidden => "Your token does not allow this; get one whose rooms claim does.",
+            Self::InvalidToken => {
+                "The token is not accepted: expired, malformed, or of another user; the one before \
+                 it still counts."
+            }
+            Self::AuthOff => "This server asks nobody for a token; go on without.",
             Self::ServerBusy => "The server cannot take this now; try again in a moment.",
         }
     }
@@ -201,6 +222,8 @@ struct Fields<'m> {
     #[serde(borrow, default, deserialize_with = "present")]
     content: Option<&'m RawValue>,
     #[serde(borrow, default, deserialize_with = "present")]
+    token: Option<&'m RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
     id: Option<&'m RawValue>,
 }
 
@@ -238,6 +261,10 @@ impl<'m> Fields<'m> {
                 Ok(Command::Broadcast { room_id: room_id()?, content: content.get() })
             }
             "ping" => Ok(Command::Ping),
+            "auth" => {
+                let token = self.token.ok_or(ErrorCode::MissingField)?;
+                Ok(Command::Auth { token: string(token).ok_or(ErrorCode::InvalidMessage)? })
+            }
             _ => Err(ErrorCode::UnknownType),
         }
     }
@@ -311,6 +338,13 @@ pub fn draining(reconnect_in_ms: u64, out: &mut BytesMut) {
 /// Writes `pong`.
 pub fn pong(id: Option<&str>, out: &mut BytesMut) {
     open("pong", id, out);
+    out.put_u8(b'}');
+}
+
+/// Writes `authenticated`: the connection may stay for `expires_in_s` seconds.
+pub fn authenticated(expires_in_s: u64, id: Option<&str>, out: &mut BytesMut) {
+    open("authenticated", id, out);
+    number_field("expires_in_s", expires_in_s, out);
     out.put_u8(b'}');
 }
 
@@ -411,6 +445,11 @@ mod tests {
                 Command::Broadcast { room_id: lobby(), content: "null" },
             ),
             (r#"{"type":"ping","id":-1.5e3}"#, Some("-1.5e3"), Command::Ping),
+            (
+                r#"{"token":"a.b\u002ec","type":"auth"}"#,
+                None,
+                Command::Auth { token: "a.b.c".into() },
+            ),
         ] {
             check(message, Ok(Request { id, command }));
         }
@@ -434,6 +473,8 @@ mod tests {
             (r#"{"type":5,"id":1}"#, ErrorCode::InvalidMessage, Some("1")),
             (r#"{"type":"join","id":1}"#, ErrorCode::MissingField, Some("1")),
             (r#"{"type":"broadcast","room_id":"a"}"#, ErrorCode::MissingField, None),
+            (r#"{"type":"auth","id":1}"#, ErrorCode::MissingField, Some("1")),
+            (r#"{"type":"auth","token":7,"id":1}"#, ErrorCode::InvalidMessage, Some("1")),
             (r#"{"type":"join","room_id":5}"#, ErrorCode::InvalidMessage, None),
             (r#"{"type":"join","room_id":""}"#, ErrorCode::InvalidRoomId, None),
             (r#"{"type":"join","room_id":"a\n"}"#, ErrorCode::InvalidRoomId, None),
@@ -471,6 +512,10 @@ mod tests {
         );
         assert_eq!(written(&|out| ack("\"x\"", 18, out)), r#"{"type":"ack","id":"x","offset":18}"#);
         assert_eq!(written(&|out| pong(None, out)), r#"{"type":"pong"}"#);
+        assert_eq!(
+            written(&|out| authenticated(60, Some("7"), out)),
+            r#"{"type":"authenticated","id":7,"expires_in_s":60}"#
+        );
         assert_eq!(
             written(&|out| error(ErrorCode::NotMember, Some("3"), out)),
             r#"{"type":"error","id":3,"code":"not_member","message":"Join the room first."}"#

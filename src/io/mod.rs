@@ -55,6 +55,10 @@ pub trait Io {
     /// The time, read now.
     fn clock(&self) -> Instant;
 
+    /// The time of the host's clock, in seconds since 1970: what tokens are held against. Read when
+    /// asked for.
+    fn unix_time(&self) -> u64;
+
     /// How many more [`Operation::Receive`] may be submitted before the next [`Io::enter`].
     fn receives_left(&self) -> usize;
 

@@ -43,7 +43,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use io_uring::types::{Fd, SubmitArgs, Timespec};
@@ -360,6 +360,10 @@ impl Io for Uring {
 
     fn clock(&self) -> Instant {
         Instant::now()
+    }
+
+    fn unix_time(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
     }
 
     fn receives_left(&self) -> usize {

@@ -34,6 +34,10 @@ impl CloseCode {
     pub const INTERNAL_ERROR: CloseCode = CloseCode(1011);
     /// The server is overloaded; the client should come back later (IANA registry, RFC 6455 §11.7).
     pub const TRY_AGAIN_LATER: CloseCode = CloseCode(1013);
+    /// The client's token has expired; after HTTP's 401 (for applications, RFC 6455 §7.4.2).
+    pub const TOKEN_EXPIRED: CloseCode = CloseCode(4401);
+    /// The client's token does not allow what it did; after HTTP's 403 (RFC 6455 §7.4.2).
+    pub const FORBIDDEN: CloseCode = CloseCode(4403);
 
     /// Whether the code may stand in a close frame (RFC 6455 §7.4.1, §7.4.2 and the registry
     /// of §11.7): 1000-1003, 1007-1014 and 3000-4999.

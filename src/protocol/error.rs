@@ -153,6 +153,16 @@ pub enum HandshakeError {
     VersionRepeated,
     /// A room name with a broken percent-encoding or that is not UTF-8 (RFC 3986 §2.1).
     RoomMalformed,
+    /// More than one token, or one in more than one place (RFC 6750 §2).
+    TokenRepeated,
+    /// A server with authentication was shown no token (RFC 6750 §3).
+    TokenMissing,
+    /// The token is not accepted, for whatever reason (RFC 6750 §3.1).
+    TokenInvalid,
+    /// The page's origin is not in `origins` (RFC 6455 §10.2).
+    OriginForbidden,
+    /// The token does not allow to join the room (RFC 6750 §3.1).
+    RoomForbidden,
     /// No such endpoint, or a room without a name (RFC 9110 §15.5.5).
     NotFound,
     /// A WebSocket endpoint asked with another method than GET (RFC 9110 §15.5.6).
@@ -180,13 +190,14 @@ pub enum HandshakeError {
     Draining,
     /// As many rooms as the room's home may hold (RFC 9110 §15.6.4).
     RoomsFull,
-    /// The room could not be joined within `handshake_timeout` (RFC 9110 §15.6.4).
+    /// The token could not be verified, or the room not be joined, within `handshake_timeout` (RFC
+    /// 9110 §15.6.4).
     Busy,
 }
 
 impl HandshakeError {
     /// All of them; the place of each is its value `as usize`, for tables of counters.
-    pub const ALL: [HandshakeError; 31] = [
+    pub const ALL: [HandshakeError; 36] = [
         Self::NotHttp,
         Self::Tls,
         Self::HttpVersion,
@@ -204,6 +215,11 @@ impl HandshakeError {
         Self::VersionMissing,
         Self::VersionRepeated,
         Self::RoomMalformed,
+        Self::TokenRepeated,
+        Self::TokenMissing,
+        Self::TokenInvalid,
+        Self::OriginForbidden,
+        Self::RoomForbidden,
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::PageMethodNotAllowed,
@@ -255,6 +271,11 @@ impl HandshakeError {
             Self::VersionMissing => (400, "version_missing", "The Sec-WebSocket-Version field is missing. Send Sec-WebSocket-Version: 13."),
             Self::VersionRepeated => (400, "version_repeated", "There is more than one Sec-WebSocket-Version field. Send Sec-WebSocket-Version: 13 once."),
             Self::RoomMalformed => (400, "room_malformed", "The room name is malformed. Send it as percent-encoded UTF-8."),
+            Self::TokenRepeated => (400, "token_repeated", "There is more than one token. Send one: as Authorization: Bearer, as ?token=, or as a subprotocol bearer.TOKEN."),
+            Self::TokenMissing => (401, "token_missing", "A token is needed. Send one as Authorization: Bearer, as ?token=, or as a subprotocol bearer.TOKEN."),
+            Self::TokenInvalid => (401, "token_invalid", "The token is not accepted: expired, malformed, or not for this server. Get a new one; the server's log at debug says why."),
+            Self::OriginForbidden => (403, "origin_forbidden", "Pages of this origin may not connect. If they should, add it to the server's origins."),
+            Self::RoomForbidden => (403, "room_forbidden", "The token does not allow to join this room. Get one whose rooms claim does."),
             Self::NotFound => (404, "not_found", "There is nothing here. Endpoints are /ws and /raw/ROOM, the page is /."),
             Self::MethodNotAllowed => (405, "method_not_allowed", "This endpoint is opened with GET only."),
             Self::PageMethodNotAllowed => (405, "page_method_not_allowed", "This page is read with GET or HEAD only."),
@@ -268,7 +289,7 @@ impl HandshakeError {
             Self::Full => (503, "full", "The server holds as many connections as it may. Try again later."),
             Self::Draining => (503, "draining", "The server is going down. Try again, another one may answer."),
             Self::RoomsFull => (503, "rooms_full", "The server holds as many rooms as it may. Try again later."),
-            Self::Busy => (503, "busy", "The server is too busy to join the room. Try again later."),
+            Self::Busy => (503, "busy", "The server is too busy to let the client in. Try again later."),
         }
     }
 }

@@ -17,6 +17,7 @@
 //! prefix is final, so any split of the bytes comes to the same result.
 //! Never: routes, answers by itself, keeps or copies the request.
 
+mod credentials;
 mod response;
 
 use std::borrow::Cow;
@@ -399,13 +400,9 @@ impl Upgrade<'_> {
     /// Whether the client offers this subprotocol, in any of its fields (RFC 6455 §11.3.4).
     /// The names are case-sensitive.
     pub fn offers(&self, subprotocol: &str) -> bool {
-        self.field_lines.split(|byte| *byte == b'\n').any(|line| {
-            let Some(colon) = line.iter().position(|byte| *byte == b':') else {
-                return false;
-            };
-            line[..colon].eq_ignore_ascii_case(b"sec-websocket-protocol")
-                && list(&line[colon + 1..]).any(|offered| offered == subprotocol.as_bytes())
-        })
+        credentials::values(self.field_lines, "sec-websocket-protocol")
+            .flat_map(list)
+            .any(|offered| offered == subprotocol.as_bytes())
     }
 }
 
@@ -467,6 +464,7 @@ pub fn fuzz_handshake(data: &[u8]) {
         assert!(*consumed <= head.len().min(limits.handshake_bytes_max));
         assert!(request.path.len() <= limits.target_bytes_max);
         let _ = request.upgrade().map(|upgrade| upgrade.offers("fanwire.v1"));
+        let _ = (request.bearer_token(), request.origin());
         let _ = percent_decode_room(request.path.trim_start_matches('/'));
     }
     let mut seen = 0;

@@ -401,9 +401,9 @@ impl Memberships {
     }
 
     /// Notes the display name if one is given, and returns the one that was given last.
-    pub fn name(&mut self, user_id: Option<&str>) -> Option<Rc<str>> {
+    pub fn name(&mut self, user_id: Option<Rc<str>>) -> Option<Rc<str>> {
         match user_id {
-            Some(user_id) => self.named_mut().last_user_id.insert(user_id.into()).clone().into(),
+            Some(user_id) => self.named_mut().last_user_id.insert(user_id).clone().into(),
             None => match self {
                 Self::Many(named) => named.last_user_id.clone(),
                 Self::None | Self::One { .. } => None,

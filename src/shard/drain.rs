@@ -221,7 +221,7 @@ impl<I: Io> Shard<I> {
         };
         self.metrics.drained.add(closed);
         for key in keys {
-            self.close_gracefully(key, CloseCode::GOING_AWAY, Reason::Drain);
+            self.close_gracefully(key, CloseCode::GOING_AWAY, "", Reason::Drain);
         }
     }
 

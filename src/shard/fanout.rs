@@ -95,6 +95,11 @@ impl<I: Io> Shard<I> {
         user_id: Option<&str>,
         id: Option<&str>,
     ) -> Result<(), ErrorCode> {
+        // With a token it is the token that says who it is.
+        let user_id = match self.authority.grant(key) {
+            Some(grant) => Some(Rc::clone(&grant.user_id)),
+            None => user_id.map(Rc::from),
+        };
         let Some(connection) = self.connections.get_mut(key) else {
             return Ok(());
         };

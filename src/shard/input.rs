@@ -10,25 +10,36 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
+use super::authority::Admission;
 use super::connection::{Accept, Connection, Heard, Phase};
 use super::fanout::Joining;
 use super::output::{Reason, token};
 use super::{ACCEPT_RETRY, Accepting, REPLIES_USUAL, Shard};
+use crate::auth::Grant;
 use crate::dialect::native::{self, Command, ErrorCode};
 use crate::dialect::{self, Endpoint, PAGE, PAGE_POLICY, Route};
 use crate::id::NameSpace;
 use crate::io::{Completion, Errno, Io, Operation, Socket, Token};
 use crate::protocol::handshake;
 use crate::protocol::{
-    Event, HandshakeError, HandshakeLimits, Method, Opcode, Payload, Progress, Request,
+    CloseCode, Event, HandshakeError, HandshakeLimits, Method, Opcode, Payload, Progress, Request,
     encode_close, encode_frame, parse_request,
 };
 use crate::slab::Key;
 
 /// What to do with a good request.
 enum Answer<'h> {
-    Page { with_body: bool },
-    Upgrade { endpoint: Endpoint, room: Option<Cow<'h, str>>, accept: Accept },
+    Page {
+        with_body: bool,
+    },
+    Upgrade {
+        endpoint: Endpoint,
+        room: Option<Cow<'h, str>>,
+        accept: Accept,
+        grant: Option<Box<Grant>>,
+    },
+    /// Nothing yet: its token waits to be verified.
+    Later,
 }
 
 impl<I: Io> Shard<I> {
@@ -240,7 +251,7 @@ impl<I: Io> Shard<I> {
     }
 
     /// The opening handshake (RFC 6455 §4.2).
-    fn handle_opening(&mut self, key: Key, input: &mut [u8]) {
+    pub(super) fn handle_opening(&mut self, key: Key, input: &mut [u8]) {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
@@ -260,21 +271,32 @@ impl<I: Io> Shard<I> {
             Ok(Progress::Incomplete) => return self.hold(key, head),
             Ok(Progress::Complete { request, consumed }) => {
                 let method = request.method;
-                self.answer(&request).map(|answer| (answer, consumed)).map_err(|e| (method, e))
+                self.answer(key, &request).map(|answer| (answer, consumed)).map_err(|e| (method, e))
             }
             Err(error) => Err((Method::Other, error)),
         };
         match answer {
             Err((method, error)) => self.refuse_method(key, method, error),
             Ok((Answer::Page { with_body }, _)) => self.send_page(key, with_body),
-            Ok((Answer::Upgrade { endpoint, room, accept }, consumed)) => {
+            Ok((Answer::Later, _)) => {
+                self.hold(key, head);
+                self.verify_handshake_later(key);
+            }
+            Ok((Answer::Upgrade { endpoint, room, accept, grant }, consumed)) => {
+                if let Some(grant) = grant {
+                    self.authority.put(key, grant, self.io.now());
+                }
                 self.upgrade(key, endpoint, room.as_deref(), accept);
                 self.handle_input(key, &mut head[consumed..]);
             }
         }
     }
 
-    fn answer<'h>(&self, request: &Request<'h>) -> Result<Answer<'h>, HandshakeError> {
+    fn answer<'h>(
+        &mut self,
+        key: Key,
+        request: &Request<'h>,
+    ) -> Result<Answer<'h>, HandshakeError> {
         let route = dialect::route(request.method, request.path, &self.limits)?;
         let (endpoint, room) = match route {
             Route::Page => {
@@ -284,13 +306,14 @@ impl<I: Io> Shard<I> {
             Route::Echo => (Endpoint::Echo, None),
             Route::Raw(room) => (Endpoint::Raw, Some(room)),
         };
-        let upgrade = request.upgrade()?;
-        let subprotocol = match endpoint {
-            Endpoint::Native if upgrade.offers(native::SUBPROTOCOL) => Some(native::SUBPROTOCOL),
-            _ => None,
+        let grant = match self.authorise(key, request, room.as_deref())? {
+            Admission::Admitted(grant) => grant,
+            Admission::Later => return Ok(Answer::Later),
         };
+        let upgrade = request.upgrade()?;
+        let subprotocol = endpoint.subprotocol().filter(|name| upgrade.offers(name));
         let accept = Accept { key: upgrade.accept, subprotocol };
-        Ok(Answer::Upgrade { endpoint, room, accept })
+        Ok(Answer::Upgrade { endpoint, room, accept, grant })
     }
 
     fn send_page(&mut self, key: Key, with_body: bool) {
@@ -424,6 +447,10 @@ impl<I: Io> Shard<I> {
     }
 
     fn handle_raw(&mut self, key: Key, opcode: Opcode, payload: Payload<'_>) {
+        if !self.may_publish_raw(key) {
+            let words = "the token does not allow to publish here";
+            return self.close(key, CloseCode::FORBIDDEN, words, Reason::Forbidden);
+        }
         let payload = match payload {
             Payload::Borrowed(bytes) => self.segments.copy(bytes),
             Payload::Owned(bytes) => Bytes::from(bytes),
@@ -449,12 +476,15 @@ impl<I: Io> Shard<I> {
                 Ok(())
             }
             Command::Join { room_id, user_id } => {
-                self.join_native(key, &room_id, user_id.as_deref(), id)
+                let allowed = self.permit(key, |grant| grant.may_join(&room_id));
+                allowed.and_then(|()| self.join_native(key, &room_id, user_id.as_deref(), id))
             }
             Command::Leave { room_id } => self.leave_native(key, &room_id, id),
             Command::Broadcast { room_id, content } => {
-                self.publish_native(key, &room_id, content, id)
+                let allowed = self.permit(key, |grant| grant.may_publish(&room_id));
+                allowed.and_then(|()| self.publish_native(key, &room_id, content, id))
             }
+            Command::Auth { token } => self.auth_native(key, &token, id),
         };
         if let Err(code) = done {
             self.reply_native(|out| native::error(code, id, out));

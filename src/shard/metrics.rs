@@ -13,6 +13,8 @@ use super::histogram::Histogram;
 use crate::io::Io;
 use crate::protocol::HandshakeError;
 
+use crate::auth::TokenError;
+
 /// A number that one thread writes.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -74,7 +76,16 @@ pub struct ShardMetrics {
     pub(super) disconnects: [Counter; ENDINGS],
     /// From accept to the 101.
     pub handshake_time: Histogram,
-
+    /// Opening handshakes of web pages whose origin is not allowed.
+    pub origins_refused: Counter,
+    /// Opening handshakes without a token where one is needed.
+    pub tokens_missing: Counter,
+    /// Tokens that were refused, at a handshake or on an open connection, by [`TokenError`].
+    pub tokens_refused: [Counter; TokenError::ALL.len()],
+    /// Connections closed because their token has expired.
+    pub tokens_expired: Counter,
+    /// Joins and publishes that a token did not allow.
+    pub forbidden: Counter,
     /// Messages received.
     pub messages: Counter,
     /// Publishes numbered here, as the home of their room.

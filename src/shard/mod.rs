@@ -6,9 +6,9 @@
 //!
 //! ```text
 //!        ┌──────────────────────────── tick ─────────────────────────────┐
-//!   reap │ resolve sends ▶ input: decode, handle ▶ deadlines ▶ mailboxes:│ submit
-//!  ─────▶│ deliveries, requests, publishes ▶ home: flush ▶ pings ▶ owed: │────────▶
-//!        │ replies, closes ▶ sweep rooms ▶ receives ▶ wake others        │ and wait
+//!   reap │ resolve sends ▶ input: decode, handle ▶ deadlines ▶ tokens ▶  │ submit
+//!  ─────▶│ mailboxes: deliveries, requests, publishes ▶ home: flush ▶    │────────▶
+//!        │ pings ▶ owed: replies, closes ▶ sweep rooms ▶ receives ▶ wake │ and wait
 //!        └────────────────────────────────────────────────────────────────┘
 //! ```
 //!
@@ -21,6 +21,7 @@
 //! | `fanout`        | rooms: join, leave, publish, mailboxes, sweeps                     |
 //! | [`drain`]       | the end: says goodbye to everybody, at an even pace                |
 //! | `slow`          | members that do not keep up: skipping, telling, disconnecting      |
+//! | `authority`     | who connections are and what they may do: tokens                   |
 //! | [`deadlines`]   | what must have happened by when                                    |
 //! | `heartbeat`     | pings, and the end of peers that have vanished                     |
 //! | `ending`        | the end of connections on record: names, close codes, the log line |
@@ -33,6 +34,7 @@
 //! one peer or one room does.
 
 mod admission;
+mod authority;
 pub mod connection;
 pub mod deadlines;
 pub mod drain;
@@ -65,6 +67,7 @@ use crate::room::home::HomeTable;
 use crate::room::{RoomTable, SegmentPool};
 use crate::slab::{Key, Slab};
 
+use authority::Authority;
 use connection::{Connection, Phase, Phases};
 use deadlines::Deadlines;
 use drain::Drain;
@@ -231,6 +234,7 @@ pub struct Shard<I: Io> {
     deadlines: Deadlines,
     /// Goes round the connections while heartbeats are on.
     hand: Option<Hand>,
+    authority: Authority,
     rooms: RoomTable<Waiting>,
     home: HomeTable,
     segments: SegmentPool,
@@ -310,6 +314,7 @@ impl<I: Io> Shard<I> {
             deadlines: Deadlines::new(now),
             hand: None,
             connections: Slab::new(),
+            authority: Authority::default(),
             rooms: RoomTable::default(),
             home: HomeTable::new(limits.rooms_max, limits.policies.default.high_water_mark),
             segments: SegmentPool::new(),
@@ -371,6 +376,8 @@ impl<I: Io> Shard<I> {
         self.take_control(now);
         self.drain_some(now);
         self.expire_deadlines(now);
+        self.expire_tokens(now);
+        self.verify_some();
         self.retry_stalled();
         self.take_deliveries();
         self.take_requests();
@@ -412,6 +419,7 @@ impl<I: Io> Shard<I> {
             // How long they take counts, and can be told only if we do not wait behind them.
             || self.staged.len() >= SENDS_TIMED
             || !self.active.is_empty()
+            || self.authority.has_waiting()
             || (!self.readable.is_empty() && self.io.receives_left() > 0)
             || self.policies_due < self.rooms.slots();
         if more_to_do {
@@ -426,6 +434,7 @@ impl<I: Io> Shard<I> {
             self.accept_at,
             self.next_drain(now),
             self.deadlines.next(),
+            self.authority.next(),
             self.next_visit(),
         ];
         times.into_iter().flatten().min().map_or(Wait::Forever, Wait::Until)
@@ -475,12 +484,15 @@ impl<I: Io> Shard<I> {
         let mut expired = Vec::new();
         self.deadlines.expire(now, &mut self.connections, &mut expired);
         for key in expired {
-            match self.connections.get(key).map(|connection| connection.phase) {
-                Some(Phase::Opening) => self.refuse(key, HandshakeError::Timeout),
-                Some(Phase::Joining) => self.refuse(key, HandshakeError::Busy),
-                Some(Phase::Open) => self.expire_open(key),
-                Some(Phase::Closing | Phase::Draining) => self.retire(key, Reason::CloseTimeout),
-                Some(Phase::Dead) | None => {}
+            let Some(connection) = self.connections.get(key) else { continue };
+            match connection.phase {
+                // Its request is complete: it is we who are late.
+                Phase::Opening if connection.waiting => self.refuse(key, HandshakeError::Busy),
+                Phase::Opening => self.refuse(key, HandshakeError::Timeout),
+                Phase::Joining => self.refuse(key, HandshakeError::Busy),
+                Phase::Open => self.expire_open(key),
+                Phase::Closing | Phase::Draining => self.retire(key, Reason::CloseTimeout),
+                Phase::Dead => {}
             }
         }
     }
@@ -511,6 +523,7 @@ impl<I: Io> Shard<I> {
             links: self.links.len(),
             mail: usize::from(self.ends.has_messages()),
             deadlines: usize::from(self.deadlines.next().is_some()),
+            tokens: self.authority.len(),
         }
     }
 
@@ -559,4 +572,6 @@ pub(crate) struct Residue {
     pub(crate) links: usize,
     pub(crate) mail: usize,
     pub(crate) deadlines: usize,
+    /// Connections with tokens, and those that wait for theirs to be verified.
+    pub(crate) tokens: (usize, usize),
 }

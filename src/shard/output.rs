@@ -70,6 +70,10 @@ pub(super) enum Reason {
     Refused(HandshakeError),
     /// An HTTP answer was given that was all there was to do.
     Answered,
+    /// Its token has expired.
+    TokenExpired,
+    /// It published in a raw room that its token does not allow to publish in.
+    Forbidden,
     /// It fell further behind than its room allows.
     SlowConsumer,
     /// It took nothing of what it was owed for `send_timeout`.
@@ -367,7 +371,13 @@ impl<I: Io> Shard<I> {
     }
 
     /// Closes an open connection from our side, after everything it is owed by its rooms.
-    pub(super) fn close_gracefully(&mut self, key: Key, code: CloseCode, reason: Reason) {
+    pub(super) fn close_gracefully(
+        &mut self,
+        key: Key,
+        code: CloseCode,
+        words: &str,
+        reason: Reason,
+    ) {
         let rooms: Vec<_> = match self.connections.get(key) {
             Some(connection) => connection.memberships.iter().collect(),
             None => return,
@@ -375,7 +385,7 @@ impl<I: Io> Shard<I> {
         for (room, index) in rooms {
             self.owe_room(key, room, index);
         }
-        self.close(key, code, "", reason);
+        self.close(key, code, words, reason);
     }
 
     /// Closes an open connection from our side (RFC 6455 §7.1.2): sends a close and waits for the
@@ -503,6 +513,7 @@ impl<I: Io> Shard<I> {
             if connection.admitted {
                 self.ends.census.leave();
             }
+            self.authority.remove(key);
             self.connections.remove(key);
             self.phases.leave(Phase::Dead);
             self.io.submit(Operation::Close { socket });

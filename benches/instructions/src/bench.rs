@@ -178,6 +178,10 @@ impl Io for Null {
         None
     }
 
+    fn unix_time(&self) -> u64 {
+        0
+    }
+
     fn receives_left(&self) -> usize {
         self.world.borrow().pool.left()
     }

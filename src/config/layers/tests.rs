@@ -46,10 +46,10 @@ fn a_list_replaces_the_list_below_it() {
         listen.iter().map(|address| address.port()).collect::<Vec<_>>()
     };
     let from_file = ["--config", path(&file)];
-    let variable = [("FANWIRE_LISTEN", "127.0.0.1:2,[::1]:2,0.0.0.0:2")];
+    let variable = [("FANWIRE_LISTEN", "127.0.0.1:2,[::1]:2,127.0.0.2:2")];
     assert_eq!(ports(&from_file, &[]), [1, 1]);
     assert_eq!(ports(&from_file, &variable), [2, 2, 2]);
-    let flags = [&from_file[..], &["--listen", "[::1]:3", "--listen=0.0.0.0:4"]].concat();
+    let flags = [&from_file[..], &["--listen", "[::1]:3", "--listen=127.0.0.2:4"]].concat();
     assert_eq!(ports(&flags, &variable), [3, 4]);
 }
 

@@ -18,7 +18,7 @@ fn startup(flags: &str, shards: usize) -> Startup {
 
 #[test]
 fn the_announcement_says_where_and_how_many() {
-    let startup = startup("--listen 0.0.0.0:80 --listen [::]:80", 4);
+    let startup = startup("--insecure --listen 0.0.0.0:80 --listen [::]:80", 4);
     let expected = "listening on 0.0.0.0:80, [::]:80; admin on http://127.0.0.1:8081/; 4 shards on \
                     CPU 0-2,8; holds up to 79740 connections, limited by RLIMIT_NOFILE 20000 per \
                     shard (raise it with ulimit -n or systemd's LimitNOFILE; --shards 53 would \

@@ -31,6 +31,10 @@ pub fn encode_refusal(error: HandshakeError, method: Method, out: &mut BytesMut)
     match error {
         HandshakeError::MethodNotAllowed => put_field("Allow", b"GET", out),
         HandshakeError::PageMethodNotAllowed => put_field("Allow", b"GET, HEAD", out),
+        HandshakeError::TokenMissing => put_challenge("", out),
+        HandshakeError::TokenRepeated => put_challenge(", error=\"invalid_request\"", out),
+        HandshakeError::TokenInvalid => put_challenge(", error=\"invalid_token\"", out),
+        HandshakeError::RoomForbidden => put_challenge(", error=\"insufficient_scope\"", out),
         _ => {}
     }
     if status == 503 {
@@ -79,6 +83,11 @@ fn put_status(status: StatusCode, out: &mut BytesMut) {
     out.put_u8(b' ');
     out.put_slice(status.canonical_reason().unwrap_or_default().as_bytes());
     out.put_slice(CRLF);
+}
+
+/// Says how to authenticate, and what was wrong with it (RFC 6750 §3).
+fn put_challenge(error: &str, out: &mut BytesMut) {
+    put_field("WWW-Authenticate", format!("Bearer realm=\"fanwire\"{error}").as_bytes(), out);
 }
 
 fn put_content_length(len: usize, out: &mut BytesMut) {

@@ -24,6 +24,9 @@ use rand::{RngExt, SeedableRng};
 
 use crate::io::{Completion, Errno, Io, Operation, Shutdown, Socket, Token, Wait};
 
+/// When every run begins, in seconds since 1970: tokens know no other time.
+pub(super) const UNIX_TIME: u64 = 1_800_000_000;
+
 /// How unkind the network is.
 #[derive(Debug, Clone)]
 pub(super) struct Faults {
@@ -715,6 +718,10 @@ impl Io for SimIo {
     fn clock(&self) -> Instant {
         let net = self.net.borrow();
         net.base + net.clock
+    }
+
+    fn unix_time(&self) -> u64 {
+        UNIX_TIME + self.net.borrow().sides[self.shard].now.as_secs()
     }
 
     fn receives_left(&self) -> usize {

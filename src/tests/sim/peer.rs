@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use super::check::{Checker, Room};
 use super::net::{Net, Read};
 use super::wire::{self, BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT};
-use super::world::Plan;
+use super::world::{Plan, SIM_USER};
 use crate::config::Limits;
 
 /// What a peer connects for.
@@ -46,6 +46,7 @@ enum Owed {
     Joined { room: usize, id: Option<u64> },
     Left { room: usize, id: Option<u64> },
     Pong { id: Option<u64> },
+    Authenticated { id: Option<u64> },
     Error { code: &'static str, id: Option<u64> },
     ControlPong(Vec<u8>),
     Echo { opcode: u8, payload: Vec<u8> },
@@ -131,6 +132,7 @@ struct Message<'m> {
     message: Option<String>,
     event: Option<String>,
     reconnect_in_ms: Option<u64>,
+    expires_in_s: Option<u64>,
 }
 
 /// How long a close may be on its way to a peer that reads at once.
@@ -201,14 +203,14 @@ impl Peer {
             vanished_at: None,
             done: false,
         };
-        let request = peer.request(net);
+        let request = peer.request(plan, net);
         peer.out.extend(request);
         net.note("connect", &[number as u64, peer.link as u64, shard as u64, u64::from(eager)]);
         peer
     }
 
     /// The upgrade request.
-    fn request(&mut self, net: &mut Net) -> Vec<u8> {
+    fn request(&mut self, plan: &Plan, net: &mut Net) -> Vec<u8> {
         let path = match self.kind {
             Kind::Native => "/ws".to_owned(),
             Kind::Raw(room) => format!("/raw/{}", percent_encode(ROOM_NAMES[room])),
@@ -216,10 +218,12 @@ impl Peer {
             Kind::Refused(_) | Kind::Unfinished => "/ws".to_owned(),
         };
         let protocol = if self.offered { "Sec-WebSocket-Protocol: x, fanwire.v1\r\n" } else { "" };
+        let token = plan.token.as_ref();
+        let token = token.map_or("".into(), |token| format!("Authorization: Bearer {token}\r\n"));
         let good = format!(
             "GET {path} HTTP/1.1\r\nHost: sim\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-             {protocol}\r\n"
+             {protocol}{token}\r\n"
         );
         match self.kind {
             Kind::Refused(_) => {
@@ -356,12 +360,13 @@ impl Peer {
             Kind::Refused(status) => (status, plan.crowded || plan.draining),
             Kind::Unfinished => (408, plan.crowded || plan.draining),
         };
-        // A raw room's home may take longer than the deadline to answer the join (seed 11178).
-        let raw = matches!(self.kind, Kind::Raw(_));
+        // A raw room's home may take longer than the deadline to answer the join (seed 11178), and
+        // a token may wait for as long to be verified.
+        let waits = matches!(self.kind, Kind::Raw(_)) || plan.token.is_some();
         let fair = head.status == expected
             || (head.status == 503 && may_be_full)
             || (net.clock >= self.since + plan.handshake_timeout
-                && (head.status == 408 || (head.status == 503 && raw)));
+                && (head.status == 408 || (head.status == 503 && waits)));
         assert!(fair, "peer {} is answered {head:?}, expected {expected}", self.number);
         if head.status == 101 {
             let accept = head.field("sec-websocket-accept");
@@ -488,6 +493,13 @@ impl Peer {
             ("pong", None, None) => match self.owed.pop_front() {
                 Some(Owed::Pong { id: owed_id }) => assert_eq!(id, owed_id),
                 owed => panic!("pong, owed {owed:?}"),
+            },
+            ("authenticated", None, None) => match self.owed.pop_front() {
+                Some(Owed::Authenticated { id: owed_id }) => {
+                    assert_eq!(id, owed_id);
+                    assert!(message.expires_in_s.is_some_and(|s| (80_000..=86_400).contains(&s)));
+                }
+                owed => panic!("authenticated, owed {owed:?}"),
             },
             ("error", None, None) => {
                 assert!(message.message.is_some_and(|message| !message.is_empty()));
@@ -776,7 +788,10 @@ impl Peer {
                     self.last_name = user_id.clone().or(self.last_name.take());
                     let seat = self.seats.entry(room).or_default();
                     let kept = if is_member { &seat.name } else { &self.last_name };
-                    seat.name = user_id.or_else(|| kept.clone());
+                    seat.name = match plan.token {
+                        Some(_) => Some(SIM_USER.to_owned()),
+                        None => user_id.or_else(|| kept.clone()),
+                    };
                     seat.wanted = true;
                     Owed::Joined { room, id }
                 };
@@ -797,6 +812,15 @@ impl Peer {
             90..95 => {
                 let payload = padding(net, 125);
                 return self.ping(payload, net);
+            }
+            95..97 if plan.token.is_some() => {
+                let token = plan.token.as_deref().unwrap_or_default();
+                let good = net.rng.random_bool(0.5);
+                let (token, answer) = match good {
+                    true => (token, Owed::Authenticated { id }),
+                    false => ("a.b.c", Owed::Error { code: "invalid_token", id }),
+                };
+                (format!("{{\"type\":\"auth\",\"token\":\"{token}\"{id_json}}}"), answer)
             }
             95..97 => {
                 let answer = Owed::Error { code: "unknown_type", id };

@@ -18,14 +18,19 @@ use rand::{RngExt, SeedableRng};
 
 use super::backend::Backend;
 use super::check::Checker;
-use super::net::{Net, SimIo};
+use super::net::{Net, SimIo, UNIX_TIME};
 use super::peer::{Departure, Peer, ROOM_NAMES, pick};
-use crate::config::{Heartbeats, Limits, Policies, Policy, RoomRule, SlowConsumer};
+use crate::auth::{Algorithm, Expected, Key, Verifier};
+use crate::config::{Heartbeats, Limits, Origins, Policies, Policy, RoomRule, SlowConsumer};
 use crate::id::HomeHasher;
+use crate::pattern::Pattern;
 use crate::room::segment::SEGMENT_BYTES;
 use crate::shard::message::Control;
 use crate::shard::metrics::ShardMetrics;
 use crate::shard::{ControlEnds, Ends, Residue, Shard, Status};
+
+/// Whose token every peer has, where there are tokens.
+pub(super) const SIM_USER: &str = "sim";
 
 /// What kind of world the seed makes.
 #[derive(Debug, Clone)]
@@ -58,6 +63,8 @@ pub(super) struct Plan {
     pub(super) partial_scarce: bool,
     /// Vanished peers are looked for; some vanish.
     pub(super) heartbeats: Option<Heartbeats>,
+    /// What every peer shows, where there is authentication: user [`SIM_USER`], all rooms.
+    pub(super) token: Option<String>,
     /// Rooms whose slow consumers have a policy of their own.
     rules: Vec<RoomRule>,
     /// Connections closed per second of a drain.
@@ -174,6 +181,9 @@ impl World {
         if matches!(seed % 5, 2 | 4) && !plan.roomy {
             plan.draw_rules(&mut StdRng::seed_from_u64(!seed));
             plan.reloads = seed.is_multiple_of(3);
+        }
+        if seed % 7 == 3 {
+            plan.token = Some(sign());
         }
         plan.drains = drain.unwrap_or(plan.drains);
         // By the number, again.
@@ -488,6 +498,24 @@ impl World {
     }
 }
 
+const SECRET: &[u8] = b"what nobody outside of the simulation knows";
+
+/// A token that is good for a day and all rooms.
+fn sign() -> String {
+    let claims = serde_json::json!({
+        "sub": SIM_USER, "exp": UNIX_TIME + 86_400,
+        "rooms": [{"pattern": "*", "join": true, "publish": true}],
+    });
+    let key = jsonwebtoken::EncodingKey::from_secret(SECRET);
+    jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).expect("it can be signed")
+}
+
+/// Two keys, so that a token takes as many signatures as are checked in one tick here.
+fn verifier() -> Verifier {
+    let key = |secret: &[u8]| Key::read(None, Algorithm::Hs256, secret).expect("long enough");
+    Verifier::new(vec![key(&[b'x'; 32]), key(SECRET)], Expected::default())
+}
+
 /// Nobody has work: time passes until somebody has, at most until `end`.
 fn jump(
     net: &mut Net,
@@ -535,6 +563,7 @@ impl Plan {
             rooms_scarce: net.chance(0.2),
             partial_scarce: net.chance(0.15),
             heartbeats: None,
+            token: None,
             rules: Vec::new(),
             drain_rate: None,
             reloads: false,
@@ -582,7 +611,8 @@ impl Plan {
                 age_max: [None, None, Some(20), Some(300)][rng.random_range(0..4)]
                     .map(Duration::from_millis),
             };
-            self.rules.push(RoomRule::new(name, policy));
+            let pattern = Pattern::new(name).expect("a room has a name");
+            self.rules.push(RoomRule::new(pattern, policy));
         }
     }
 
@@ -596,6 +626,8 @@ impl Plan {
         let high_water_mark = self.mark_min();
         let scarce = |scarce: bool, few: usize| if scarce { few } else { 1_000_000 };
         Limits {
+            verifier: self.token.as_ref().map(|_| Arc::new(verifier())),
+            origins: Origins::default(),
             handshake_timeout: self.handshake_timeout,
             close_timeout: self.close_timeout,
             message_timeout: Duration::from_secs(3600),
