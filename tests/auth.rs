@@ -238,7 +238,7 @@ fn the_token_says_who_somebody_is() {
     alice.join_room("chat:a", "somebody else");
     assert_eq!(bob.ask(r#"{"type":"join","room_id":"chat:a"}"#).kind, "joined");
     for (client, other, name) in [(0, 1, "alice"), (1, 0, "bob")] {
-        let mut clients = [&mut alice, &mut bob];
+        let clients = [&mut alice, &mut bob];
         clients[client].send_text(r#"{"type":"broadcast","room_id":"chat:a","content":1}"#);
         for at in [client, other] {
             assert_eq!(clients[at].receive_reply().sender.as_deref(), Some(name));

@@ -25,12 +25,8 @@ impl Settings {
         {
             return Err(Conflict::AdminListens(admin));
         }
-        let is_public = |address: &&SocketAddr| !address.ip().to_canonical().is_loopback();
-        if !self.authenticates()
-            && !self.insecure
-            && let Some(address) = self.listen.iter().find(is_public)
-        {
-            return Err(Conflict::Unauthenticated(*address));
+        if let Some(address) = self.open_to_all().filter(|_| !self.insecure) {
+            return Err(Conflict::Unauthenticated(address));
         }
         if self.authenticates() && self.auth_keys.contains(&AuthKey::Off) {
             return Err(Conflict::KeysAndOff);

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io::Read;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -116,6 +117,13 @@ impl Settings {
     #[must_use]
     pub fn authenticates(&self) -> bool {
         self.auth_keys.iter().any(|key| key.path().is_some())
+    }
+
+    /// An address at which others than this host's users are served without a token.
+    #[must_use]
+    pub fn open_to_all(&self) -> Option<SocketAddr> {
+        let is_public = |address: &&SocketAddr| !address.ip().to_canonical().is_loopback();
+        self.listen.iter().find(is_public).copied().filter(|_| !self.authenticates())
     }
 
     /// Reads the files that `auth_keys` names.

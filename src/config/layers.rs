@@ -52,11 +52,7 @@ pub fn load(
     layer.0.extend(environment.layer.0);
     layer.0.extend(flags.0);
 
-    let mut settings = layer.settings()?;
-    settings.check().map_err(|conflict| layer.conflict(conflict))?;
-    settings
-        .read_keys()
-        .map_err(|broken| ConfigError::Key { broken, origin: layer.origin("auth_keys").clone() })?;
+    let settings = layer.checked_settings()?;
     Ok(Loaded { action, settings, layer, warnings: environment.unknown })
 }
 
@@ -303,6 +299,15 @@ impl Layer {
             .map_err(|error| ConfigError::refused(error, Some(given.origin.clone())))?;
         self.0.insert(key, given);
         Ok(())
+    }
+
+    /// The settings, checked, with the keys that they name.
+    fn checked_settings(&self) -> Result<Settings, ConfigError> {
+        let mut settings = self.settings()?;
+        settings.check().map_err(|conflict| self.conflict(conflict))?;
+        let origin = || self.origin("auth_keys").clone();
+        settings.read_keys().map_err(|broken| ConfigError::Key { broken, origin: origin() })?;
+        Ok(settings)
     }
 
     /// These values, but those whose key `is_of_other` as the other layer has them, or has not.

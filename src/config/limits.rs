@@ -85,8 +85,13 @@ pub struct Heartbeats {
 impl Settings {
     /// The numbers the data plane needs, for a server of `shards` shards of which each has
     /// descriptors for `connections_per_shard_max` connections.
+    ///
+    /// # Panics
+    /// When the keys that the settings name were not read, as [`super::load`] does it.
     #[must_use]
     pub fn limits(&self, shards: usize, connections_per_shard_max: usize) -> Limits {
+        // Nobody may come to think that there is no authentication.
+        assert_eq!(self.authenticates(), self.verifier.is_some(), "keys are read with settings");
         let possible = connections_per_shard_max.saturating_mul(shards);
         let connections_max = match self.connections_max {
             Auto::Auto => possible,

@@ -76,6 +76,13 @@ pub fn serve(loaded: Loaded, load: Load, log: Threshold) -> Result<(), ServeErro
         );
     }
 
+    if let Some(address) = settings.open_to_all() {
+        warn!(
+            "listening on {address} without authentication (--insecure): whoever reaches it can \
+             join every room and publish to it; give auth_keys to change that"
+        );
+    }
+
     let announcement = startup.announcement(admin_address);
     let limits = LiveLimits::new(startup.plan.limits.clone());
     let shard_count = startup.plan.shards;

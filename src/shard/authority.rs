@@ -348,3 +348,63 @@ impl<I: Io> Shard<I> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::auth::{Algorithm, Expected, Key as Secret, Verifier};
+
+    /// A grant that ends then, by way of a token: there is no other.
+    fn grant(end: u64) -> Box<Grant> {
+        let secret = [b'x'; 32];
+        let claims = serde_json::json!({"sub": "a", "exp": end});
+        let key = jsonwebtoken::EncodingKey::from_secret(&secret);
+        let token = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key);
+        let key = Secret::read(None, Algorithm::Hs256, &secret).expect("long enough");
+        let verifier = Verifier::new(vec![key], Expected::default());
+        let grant = verifier.verify(&token.expect("it can be signed"), 0);
+        Box::new(grant.expect("a good token"))
+    }
+
+    proptest! {
+        /// Against a map: give, renew, take away, expire; and nothing is left in the end.
+        #[test]
+        fn grants_end_in_order_and_leave_nothing(
+            steps in prop::collection::vec((0..20_u32, 0..3_u8, 1..50_u64), 1..100),
+        ) {
+            let now = Instant::now();
+            let mut authority = Authority::default();
+            let mut model = BTreeMap::new();
+            for (slot, what, end) in steps {
+                let key = Key::from_bits(u64::from(slot));
+                match what {
+                    0 => {
+                        authority.put(key, grant(end), now);
+                        model.insert(slot, end);
+                    }
+                    1 => {
+                        authority.remove(key);
+                        model.remove(&slot);
+                    }
+                    _ => while let Some(slot) = authority.ended(end) {
+                        prop_assert!(model.remove(&slot).is_some_and(|own| own <= end));
+                        authority.remove(Key::from_bits(u64::from(slot)));
+                    },
+                }
+                if what == 2 {
+                    prop_assert!(model.values().all(|&own| own > end));
+                }
+                let held = (0..20).filter(|&slot| {
+                    authority.grant(Key::from_bits(u64::from(slot))).is_some()
+                });
+                prop_assert!(held.eq(model.keys().copied()));
+                prop_assert_eq!(authority.next().is_some(), !model.is_empty());
+                prop_assert_eq!(authority.grants.capacity() > 0, !model.is_empty());
+            }
+        }
+    }
+}

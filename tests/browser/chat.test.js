@@ -2,7 +2,7 @@
 //
 // One conversation runs through all tests in order, as people would have it: alice at a desk, bob
 // on a phone, and a probe that speaks the protocol by hand. No page may write an error to its
-// console, save the browser's own line about a failed connection while we hold the server down.
+// console, save the browser's own lines about failed connections while we hold the server down.
 //
 // FANWIRE_BIN          the server's binary (default target/release/fanwire)
 // FANWIRE_CHROMIUM     the browser (default /usr/bin/chromium)
@@ -47,7 +47,7 @@ async function open(address, options = DESKTOP, prepare = () => {}) {
   page.on('pageerror', error => complaints.push(String(error)));
   page.on('console', message => {
     if (message.type() !== 'error') return;
-    if (serverDown && message.text().startsWith('WebSocket connection to')) return;
+    if (serverDown && /^(WebSocket connection to|Failed to load resource)/.test(message.text())) return;
     complaints.push(message.text());
   });
   page.on('request', request => {

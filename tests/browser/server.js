@@ -22,9 +22,9 @@ export async function freePort() {
   return port;
 }
 
-/** `fanwire serve` with four shards on `port`; resolves when it answers. */
-export async function startServer(port) {
-  const flags = ['serve', '--listen', `127.0.0.1:${port}`, '--admin', 'off', '--shards', '4'];
+/** `fanwire serve` with four shards on `port`, and `more` flags; resolves when it answers. */
+export async function startServer(port, ...more) {
+  const flags = ['serve', '--listen', `127.0.0.1:${port}`, '--admin', 'off', '--shards', '4', ...more];
   const child = spawn(BINARY, flags, { env, stdio: ['ignore', 'ignore', 'pipe'] });
   let log = '';
   child.stderr.on('data', chunk => { log += chunk; });
