@@ -14,8 +14,8 @@
 //!
 //! The signature is checked last, by `jsonwebtoken`: what is cheap to see (the algorithm, the key,
 //! the times, issuer and audience) refuses most tokens before any arithmetic. Its `decode` goes the
-//! other way round, and reads the clock. (Release build, a core of the project's machine: HS256
-//! takes 2 us, EdDSA 50, RS256 95, ES256 180.)
+//! other way round, and reads the clock. (Release build, an undisturbed core, the signature
+//! alone: HS256 0.5 us, EdDSA 33, RS256 133, ES256 175.)
 //!
 //! Against the known attacks (RFC 8725): a key verifies nothing but the algorithm that it was
 //! configured for, `none` is no algorithm, extensions that must be understood (`crit`) are refused,

@@ -63,7 +63,7 @@ fn tokens_of_another_library_are_verified_with_every_algorithm() {
     for (algorithm, text, token) in ALL {
         let token = token.trim_end();
         let own = verifier(vec![key(None, algorithm, text)]);
-        let grant = own.verify(token, NOW).expect(algorithm.name());
+        let grant = own.verify(token, NOW).expect("a good token");
         assert_eq!((&*grant.user_id, grant.expires, grant.direct), ("alice", 2_000_000_000, false));
         assert!(grant.may_join("chat:a") && grant.may_publish("chat:a"));
         assert!(grant.may_join("news") && !grant.may_publish("news"));
