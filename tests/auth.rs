@@ -362,6 +362,58 @@ fn without_authentication_nobody_needs_a_token() {
     assert_eq!(response.status, 101);
 }
 
+// --- Reloading ---------------------------------------------------------------------------------
+
+#[test]
+fn keys_and_origins_are_read_again_at_sighup() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let write = |name: &str, text: &str| std::fs::write(path(name), text).expect("writable");
+    let key = format!("HS256:{}", path("secret"));
+    let keys = |more: &str| write("toml", &format!("auth_keys = [{key:?}{more}]\n"));
+    write("secret", &secret());
+    keys("");
+    let server = Server::start(&["--config", &path("toml")]);
+    let good = token(json!({}));
+    let status = |token: &str| {
+        let bearer = format!("Bearer {token}");
+        let fields = [("Authorization", bearer.as_str()), ("Origin", "https://a.example")];
+        ask(&server, "/ws", &fields).0.status
+    };
+    let mut stays = connect(&server, &good);
+    stays.join_room("chat:a", "alice");
+
+    // A broken file changes nothing.
+    write("secret", "short");
+    server.signal(libc::SIGHUP);
+    wait_until("the reload is refused", || server.log().contains("nothing has changed"));
+    assert!(server.log().contains("shorter than the 32 bytes"), "{}", server.log());
+    assert_eq!(status(&good), 101);
+
+    // Another secret: old tokens open nothing any more, and nobody is dropped.
+    let new_secret = "n".repeat(32);
+    write("secret", &new_secret);
+    server.signal(libc::SIGHUP);
+    wait_until("the new secret is in force", || status(&good) == 401);
+    let claims = json!({"sub": "alice", "exp": now() + 600});
+    let new = sign(Algorithm::HS256, &EncodingKey::from_secret(new_secret.as_bytes()), &claims);
+    assert_eq!(status(&new), 101);
+    assert!(server.log().contains("other keys in the same files"), "{}", server.log());
+    stays.send_text(r#"{"type":"broadcast","room_id":"chat:a","content":1}"#);
+    assert_eq!(stays.receive_reply().sender.as_deref(), Some("alice"));
+
+    // One more key, and only some origins.
+    keys(
+        r#", "x=HS256:tests/keys/secret"]
+        origins = ["https://b.example""#,
+    );
+    server.signal(libc::SIGHUP);
+    wait_until("the origin is refused", || status(&new) == 403);
+    let bearer = format!("Bearer {good}");
+    assert_eq!(ask(&server, "/ws", &[("Authorization", &bearer)]).0.status, 101);
+    assert!(!server.log().contains(&new_secret), "{}", server.log());
+}
+
 // --- Starting, secrets -------------------------------------------------------------------------
 
 fn refuses_to_start(flags: &[&str], words: &[&str]) {

@@ -16,9 +16,8 @@
 //! `join` and `publish` are false where they are left out. All patterns count, not only the first
 //! that matches, so that rights can be put together from several sources.
 //!
-//! Memory: a [`Grant`] is one allocation of 56 bytes (boxed, as its owner keeps it), the user's
-//! name, and the patterns. They are as long as the token made them, so less than
-//! [`super::TOKEN_BYTES_MAX`].
+//! Memory: a [`Grant`] is 40 bytes, the user's name, and for each pattern 24 bytes and its text:
+//! bounded by [`ROOMS_MAX`] and the length of the token.
 
 use std::rc::Rc;
 
@@ -150,4 +149,6 @@ fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
     })
 }
 
-const _: () = assert!(size_of::<Grant>() <= 56);
+// What the module documentation says.
+const _: () = assert!(size_of::<Grant>() == 40);
+const _: () = assert!(size_of::<RoomGrant>() == 24);

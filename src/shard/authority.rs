@@ -136,16 +136,12 @@ impl<I: Io> Shard<I> {
     ) -> Result<Admission, HandshakeError> {
         let origins = &self.limits.origins;
         if !origins.is_any() && request.origin().is_some_and(|origin| !origins.allow(origin)) {
-            self.metrics.origins_refused.add(1);
             return Err(HandshakeError::OriginForbidden);
         }
         if self.limits.verifier.is_none() {
             return Ok(Admission::Admitted(None));
         }
-        let Some(token) = request.bearer_token()? else {
-            self.metrics.tokens_missing.add(1);
-            return Err(HandshakeError::TokenMissing);
-        };
+        let token = request.bearer_token()?.ok_or(HandshakeError::TokenMissing)?;
         if self.authority.checks_left == 0 {
             return Ok(Admission::Later);
         }
@@ -332,7 +328,6 @@ impl<I: Io> Shard<I> {
             self.authority.remove(key);
             match phase {
                 Some(Phase::Open) => {
-                    self.metrics.tokens_expired.add(1);
                     let (code, words) = (CloseCode::TOKEN_EXPIRED, "token expired");
                     self.close_gracefully(key, code, words, Reason::TokenExpired);
                 }

@@ -30,9 +30,11 @@ const PEER_CODES: [&str; 15] = [
 const NO_CODE: &str = "none";
 
 /// The reasons that are neither the peer's close nor its violation of the protocol.
-const OTHERS: [Reason; 6] = [
+const OTHERS: [Reason; 8] = [
     Reason::PeerGone,
     Reason::Broken(Errno::RESET),
+    Reason::TokenExpired,
+    Reason::Forbidden,
     Reason::SlowConsumer,
     Reason::SendTimeout,
     Reason::PongTimeout,
@@ -49,6 +51,8 @@ impl Reason {
             Self::Violation(error) => error.label(),
             Self::Refused(error) => error.label(),
             Self::Answered => "answered",
+            Self::TokenExpired => "token_expired",
+            Self::Forbidden => "forbidden",
             Self::SlowConsumer => "slow_consumer",
             Self::SendTimeout => "send_timeout",
             Self::PongTimeout => "pong_timeout",
@@ -62,6 +66,8 @@ impl Reason {
         match self {
             Self::PeerClosed(code) => code,
             Self::Violation(error) => Some(error.close_code()),
+            Self::TokenExpired => Some(CloseCode::TOKEN_EXPIRED),
+            Self::Forbidden => Some(CloseCode::FORBIDDEN),
             Self::SlowConsumer => Some(CloseCode::TRY_AGAIN_LATER),
             Self::Drain => Some(CloseCode::GOING_AWAY),
             Self::PeerGone

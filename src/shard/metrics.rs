@@ -76,14 +76,8 @@ pub struct ShardMetrics {
     pub(super) disconnects: [Counter; ENDINGS],
     /// From accept to the 101.
     pub handshake_time: Histogram,
-    /// Opening handshakes of web pages whose origin is not allowed.
-    pub origins_refused: Counter,
-    /// Opening handshakes without a token where one is needed.
-    pub tokens_missing: Counter,
     /// Tokens that were refused, at a handshake or on an open connection, by [`TokenError`].
     pub tokens_refused: [Counter; TokenError::ALL.len()],
-    /// Connections closed because their token has expired.
-    pub tokens_expired: Counter,
     /// Joins and publishes that a token did not allow.
     pub forbidden: Counter,
     /// Messages received.
@@ -142,6 +136,8 @@ impl Default for ShardMetrics {
             abandoned: Counter::new(),
             disconnects: [const { Counter::new() }; ENDINGS],
             handshake_time: Histogram::default(),
+            tokens_refused: [const { Counter::new() }; TokenError::ALL.len()],
+            forbidden: Counter::new(),
             messages: Counter::new(),
             published: Counter::new(),
             deliveries: Counter::new(),
