@@ -41,8 +41,8 @@ pub struct Settings {
     /// Keys that verify the tokens of clients (JSON Web Tokens); with one, every client must show
     /// a token. ALG is HS256, HS384 or HS512 (FILE is the secret), RS256, ES256 or EdDSA (FILE is
     /// a public key in PEM); "jwks" is a JWK Set. A key with KID verifies tokens with that "kid" or
-    /// none, one without KID any of its ALG. Give several keys, or a list, to rotate them; the files are
-    /// read again at SIGHUP. "off" lets everybody in, and to every room.
+    /// none, one without KID any of its ALG. Give several keys, or a list, to rotate them; the
+    /// files are read again at SIGHUP. "off" lets everybody in, and to every room.
     #[arg(long, help_heading = AUTHENTICATION, default_value = "off",
           value_name = "[KID=]ALG:FILE|jwks:FILE|off", value_delimiter = ',',
           value_parser = Parser(keys::read), group = LIVE)]
