@@ -17,7 +17,7 @@ use support::{
 };
 
 /// Every key of the configuration.
-const KEYS: [&str; 39] = [
+const KEYS: &[&str] = &[
     "listen",
     "admin",
     "auth_keys",
