@@ -1,10 +1,10 @@
-//! Heartbeats: who is pinged, who is cut, and what SIGHUP changes while connections stay.
+//! Heartbeats: who is pinged, and who is cut.
 
 pub mod support;
 
-use std::{fs, os::fd::AsRawFd, path::PathBuf};
+use std::os::fd::AsRawFd;
 
-use support::{Client, PATIENCE, Server, Wire, beside_link, fanwire, frame, free_port, wait_until};
+use support::{Client, PATIENCE, Server, Wire, beside_link, frame};
 use tungstenite::Message;
 
 const PING: u8 = 9;
@@ -17,11 +17,6 @@ fn expect_ping(wire: &mut Wire) -> Vec<u8> {
     let frame = wire.expect_frame();
     assert!(frame.fin && frame.opcode == PING, "a ping: {frame:?}");
     frame.payload
-}
-
-/// Waits for a line of the log that contains `words`, behind the first `seen` bytes.
-fn wait_log(server: &Server, seen: usize, words: &str) {
-    wait_until(&format!("the log says {words:?}"), || server.log()[seen..].contains(words));
 }
 
 /// Ends the server and gives the line that sums up what it did.
@@ -180,135 +175,4 @@ fn off_sends_none() {
     assert!(!silent.has_input());
     let summary = summary(off);
     assert!(summary.contains("pings_sent=0"), "{summary}");
-}
-
-/// A server with a configuration file that the test rewrites.
-struct Reloaded {
-    server: Server,
-    path: PathBuf,
-    _directory: tempfile::TempDir,
-}
-
-impl Reloaded {
-    fn start(text: &str) -> Reloaded {
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let path = directory.path().join("fanwire.toml");
-        fs::write(&path, text).expect("the file can be written");
-        let address = std::net::SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let mut command = fanwire(&["serve", "--shards", "2", "--admin", "off"]);
-        command.args(["--listen", &address.to_string(), "--config"]).arg(&path);
-        Reloaded { server: Server::spawn(command, address, None), path, _directory: directory }
-    }
-
-    /// Writes the file, sends SIGHUP, and waits for a line of the log with each of `words`.
-    fn reload(&self, text: &str, words: &[&str]) {
-        let seen = self.server.log().len();
-        fs::write(&self.path, text).expect("the file can be written");
-        self.server.signal(libc::SIGHUP);
-        for words in words {
-            wait_log(&self.server, seen, words);
-        }
-    }
-}
-
-#[test]
-fn sighup_turns_heartbeats_on_and_off_and_nobody_is_dropped() {
-    let off = "ping_interval = \"off\"\npong_timeout = \"1s\"\n";
-    let on = "ping_interval = \"1s\"\npong_timeout = \"1s\"\n";
-    let reloaded = Reloaded::start(off);
-    let address = reloaded.server.address();
-    let mut wire = Wire::open(address, "/ws");
-    for _ in 0..2 {
-        reloaded.reload(on, &["SIGHUP: ping_interval off -> 1s"]);
-        for _ in 0..2 {
-            let payload = expect_ping(&mut wire);
-            wire.send(&frame(0x8a, &payload));
-        }
-        reloaded.reload(off, &["SIGHUP: ping_interval 1s -> off"]);
-        // Pings may have left before it was off; after its answer to this there are none.
-        wire.send(&frame(0x89, b"off"));
-        while wire.expect_frame().opcode == PING {
-            wire.send(&frame(0x8a, b""));
-        }
-    }
-    // Nobody answers a server that does not ask.
-    let clock = Server::start(&[&["--shards", "1"][..], &FAST].concat());
-    let mut ticks = Client::connect(clock.address(), "/ws");
-    for _ in 0..3 {
-        assert!(matches!(ticks.receive(), Message::Ping(_)));
-    }
-    assert!(!wire.has_input());
-    reloaded.reload(off, &["SIGHUP: nothing has changed"]);
-}
-
-#[test]
-fn a_broken_file_changes_nothing_at_sighup() {
-    let good = "ping_interval = \"1s\"\npong_timeout = \"1s\"\nlog_level = \"info\"\n";
-    let reloaded = Reloaded::start(good);
-    let mut wire = Wire::open(reloaded.server.address(), "/ws");
-    let path = reloaded.path.display().to_string();
-    let table = [
-        ("ping_interval = \"off\"\nlog_level = \"loud\"", "log_level = \"loud\" is not one of"),
-        (
-            "ping_interval = \"off\"\nshards = 0",
-            "shards = \"0\" is out of range; accepted: 1..1024",
-        ),
-        ("ping_interval = \"off\"\npong_timeot = 3", "did you mean pong_timeout?"),
-        ("ping_interval = \"off\"\nhigh_water_mark = \"1MiB\"", "must be at least twice"),
-        ("ping_interval = off", "not TOML"),
-    ];
-    for (text, words) in table {
-        reloaded.reload(text, &["ERROR", &path, words, "; nothing has changed"]);
-    }
-    // Still asked, so still on.
-    for _ in 0..2 {
-        let payload = expect_ping(&mut wire);
-        wire.send(&frame(0x8a, &payload));
-    }
-    fs::remove_file(&reloaded.path).expect("it is there");
-    reloaded.server.signal(libc::SIGHUP);
-    wait_log(&reloaded.server, 0, "cannot read the configuration file");
-    let payload = expect_ping(&mut wire);
-    wire.send(&frame(0x8a, &payload));
-}
-
-#[test]
-fn sighup_changes_the_log_level_and_names_what_needs_a_restart() {
-    let reloaded = Reloaded::start("");
-    let address = reloaded.server.address();
-    let debug = "connection ends";
-    Client::connect(address, "/ws").close();
-    reloaded.reload("log_level = \"debug\"\n", &["SIGHUP: log_level info -> debug"]);
-    let mark = reloaded.server.log().len();
-    assert!(!reloaded.server.log()[..mark].contains(debug), "{}", reloaded.server.log());
-    Client::connect(address, "/ws").close();
-    wait_log(&reloaded.server, mark, debug);
-    reloaded.reload(
-        "log_level = \"error\"\necho = true\nlog_format = \"json\"\nmailbox_len_max = 17\n\
-         ping_interval = \"90s\"\n",
-        &[
-            "SIGHUP: echo false -> true, ping_interval 1m -> 1m30s, log_level debug -> error",
-            "SIGHUP: restart the server for mailbox_len_max 256 -> 17, log_format text -> json",
-        ],
-    );
-    let mark = reloaded.server.log().len();
-    Client::connect(address, "/ws").close();
-    reloaded
-        .reload("log_level = \"info\"\nping_interval = \"90s\"\n", &["log_level error -> info"]);
-    let log = reloaded.server.log();
-    assert!(!log[mark..].contains(debug), "{log}");
-    assert!(!log[mark..].contains("restart"), "as at the start again: {log}");
-}
-
-#[test]
-fn sighup_does_not_hide_the_end() {
-    let mut reloaded = Reloaded::start("");
-    let mut client = Client::connect(reloaded.server.address(), "/ws");
-    for _ in 0..100 {
-        reloaded.server.signal(libc::SIGHUP);
-    }
-    reloaded.server.signal(libc::SIGTERM);
-    reloaded.server.signal(libc::SIGHUP);
-    assert_eq!(client.expect_close(), Some(1001));
-    assert_eq!(reloaded.server.wait_exit().code(), Some(0), "{}", reloaded.server.log());
 }

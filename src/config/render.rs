@@ -37,7 +37,7 @@ impl Loaded {
                     accepted(arg),
                     default.collect::<Vec<_>>().join(", "),
                     self.origin(key),
-                    if is_live(key) { " Read again at SIGHUP." } else { "" },
+                    if is_live(key) { " Changes without a restart." } else { "" },
                 ),
             );
             let _ = writeln!(out, "{key} = {}", values[key]);

@@ -241,8 +241,8 @@ pub struct Settings {
     #[serde(serialize_with = "value::serialize_duration")]
     pub pong_timeout: Duration,
 
-    /// Time, after SIGTERM or SIGINT, before anything else than /health says so: for load balancers
-    /// to notice.
+    /// Time, after SIGTERM or SIGINT, in which the server goes on as before and only says on the
+    /// admin interface that it drains: for load balancers to notice.
     #[arg(long, help_heading = TIMEOUTS, default_value = "0s", value_name = "0s..1h",
           value_parser = Parser(value::duration), group = LIVE)]
     #[serde(serialize_with = "value::serialize_duration")]

@@ -43,9 +43,9 @@ enum Answer<'h> {
 }
 
 impl<I: Io> Shard<I> {
-    /// Deals with everything that has completed: first the sends of the last tick, so that
-    /// everybody's cursor is true, then the rest in order.
-    pub(super) fn handle_completions(&mut self) {
+    /// Reaps everything that has completed, and deals with the sends of the last tick, so that
+    /// everybody's cursor is true.
+    pub(super) fn resolve_sends(&mut self) {
         let mut completions = mem::take(&mut self.completions);
         self.io.reap(&mut completions);
         // What was sent, by the numbers in the tokens.
@@ -59,6 +59,12 @@ impl<I: Io> Shard<I> {
         self.staged = staged;
         // Nothing holds the replies of the last tick any more: this takes their memory back.
         self.replies.reserve(REPLIES_USUAL);
+        self.completions = completions;
+    }
+
+    /// Deals with the rest that has completed, in order.
+    pub(super) fn handle_completions(&mut self) {
+        let mut completions = mem::take(&mut self.completions);
         for completion in completions.drain(..) {
             match completion {
                 Completion::Accepted { listener, result, more } => {

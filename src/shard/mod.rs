@@ -6,9 +6,9 @@
 //!
 //! ```text
 //!        ┌──────────────────────────── tick ─────────────────────────────┐
-//!   reap │ resolve sends ▶ input: decode, handle ▶ deadlines ▶ tokens ▶  │ submit
-//!  ─────▶│ mailboxes: deliveries, requests, publishes ▶ home: flush ▶    │────────▶
-//!        │ pings ▶ owed: replies, closes ▶ sweep rooms ▶ receives ▶ wake │ and wait
+//!   reap │ resolve sends ▶ control ▶ input: decode, handle ▶ deadlines   │ submit
+//!  ─────▶│ ▶ tokens ▶ mailboxes: deliveries, requests, publishes ▶ home: │────────▶
+//!        │ flush ▶ pings ▶ owed ▶ sweep rooms ▶ receives ▶ wake others   │ and wait
 //!        └────────────────────────────────────────────────────────────────┘
 //! ```
 //!
@@ -372,8 +372,10 @@ impl<I: Io> Shard<I> {
 
         // Whatever may end a connection comes before the sends: until they are resolved, nobody may
         // leave a room.
-        self.handle_completions();
+        self.resolve_sends();
+        // Before what has come in: that was perhaps sent by somebody who knows of a reload.
         self.take_control(now);
+        self.handle_completions();
         self.drain_some(now);
         self.expire_deadlines(now);
         self.expire_tokens(now);

@@ -314,10 +314,31 @@ test('a server that falls silent is a lost server', async () => {
 
 test('the server says goodbye: pages wait and return', async () => {
   serverDown = true;
+  // A page of its own, from its first connection on: what it is told, and when it comes back.
+  let toldMs, closedAt, backAt;
+  const carol = await open('?room=lobby&name=carol', DESKTOP, page => {
+    page.on('websocket', socket => {
+      if (closedAt) backAt ??= Date.now();
+      socket.on('framereceived', ({ payload }) => {
+        if (!String(payload).includes('"draining"')) return;
+        const { type, event, reconnect_in_ms } = JSON.parse(payload);
+        assert.deepEqual([type, event], ['system', 'draining']);
+        toldMs = reconnect_in_ms;
+      });
+      socket.on('close', () => { closedAt ??= Date.now(); });
+    });
+  });
+  await isMember(carol, 'lobby');
   const end = server.stop('SIGTERM');
+  await carol.locator('#notice', { hasText: 'The server is about to restart' }).waitFor();
   await Promise.all([disconnected(alice), disconnected(bob)]);
   assert.deepEqual(await end, { code: 0, signal: null }, 'a drained server ends with 0');
   server = await startServer(port);
+  await recovered(carol, 'lobby');
+  assert.ok(Number.isInteger(toldMs) && toldMs >= 0, `told to stay away for ${toldMs} ms`);
+  // The clock of the events may be a little off; its usual wait of 250 ms or more comes on top.
+  assert.ok(backAt - closedAt >= toldMs, `back after ${backAt - closedAt} ms, told ${toldMs}`);
+  await carol.context().close();
   await alice.locator('#retry').click({ timeout: 2000 }).catch(() => { /* it was quicker than we */ });
   await Promise.all([recovered(alice, 'lobby'), recovered(bob, 'lobby')]);
   serverDown = false;

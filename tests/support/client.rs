@@ -169,6 +169,11 @@ impl Client {
         self.socket.read().unwrap_or_else(|error| panic!("receive: {error}"))
     }
 
+    /// The next message of any kind; `None` when the connection has ended.
+    pub fn try_receive(&mut self) -> Option<Message> {
+        self.socket.read().ok()
+    }
+
     /// The next message, which must be text.
     pub fn receive_text(&mut self) -> String {
         match self.receive() {
