@@ -4,6 +4,7 @@
 //! and `shard` log; `protocol`, `dialect` and `room` return values instead.
 
 use std::io::{IsTerminal, stderr};
+use std::time::{Duration, Instant};
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -38,6 +39,35 @@ impl Threshold {
     }
 }
 
+/// Lets one line of a kind through per [`Limiter::PAUSE`] and counts the others: for what may happen
+/// a thousand times per second as long as its cause lasts.
+#[derive(Debug, Default)]
+pub struct Limiter {
+    next: Option<Instant>,
+    left_out: u64,
+}
+
+impl Limiter {
+    /// Between two lines.
+    pub const PAUSE: Duration = Duration::from_secs(10);
+
+    /// One that lets the first line through.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { next: None, left_out: 0 }
+    }
+
+    /// Whether a line may be written now; if so, how many were left out since the last one.
+    pub fn admit(&mut self, now: Instant) -> Option<u64> {
+        if self.next.is_some_and(|next| now < next) {
+            self.left_out += 1;
+            return None;
+        }
+        self.next = Some(now + Self::PAUSE);
+        Some(std::mem::take(&mut self.left_out))
+    }
+}
+
 impl From<LogLevel> for LevelFilter {
     fn from(level: LogLevel) -> LevelFilter {
         match level {
@@ -47,5 +77,18 @@ impl From<LogLevel> for LevelFilter {
             LogLevel::Debug => LevelFilter::DEBUG,
             LogLevel::Trace => LevelFilter::TRACE,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_per_pause_says_how_many_were_left_out() {
+        let (mut limiter, start) = (Limiter::new(), Instant::now());
+        let mut admit = |ms| limiter.admit(start + Duration::from_millis(ms));
+        assert_eq!([0, 1, 9_999].map(&mut admit), [Some(0), None, None]);
+        assert_eq!([10_000, 10_001, 30_000].map(&mut admit), [Some(2), None, Some(1)]);
     }
 }

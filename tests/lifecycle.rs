@@ -57,6 +57,7 @@ const KEYS: &[&str] = &[
     "mailbox_len_max",
     "publish_queue_len_max",
     "publish_bytes_max",
+    "ready_rss_max",
 ];
 
 fn local(port: u16) -> SocketAddr {
@@ -291,6 +292,7 @@ fn refusals() -> Vec<Refusal> {
         flags(&["--ping-interval", "500ms"], &["ping_interval", "1s", "1h", "off"]),
         flags(&["--ping-interval", "2h"], &["ping_interval", "1s", "1h", "off"]),
         flags(&["--ping-interval", "never"], &["ping_interval", "off"]),
+        flags(&["--ready-rss-max", "1KiB"], &["ready_rss_max", "1MiB", "4TiB", "off"]),
         flags(&["--pong-timeout", "0"], &["pong_timeout", "1s", "10m"]),
         flags(&["--pong-timeout", "off"], &["pong_timeout", "1s", "10m"]),
         flags(&["--drain-timeout", "2h"], &["drain_timeout", "1h"]),

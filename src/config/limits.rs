@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::origin::{OriginRule, Origins};
 use super::policy::{Policies, Policy, SlowConsumer};
 use super::settings::Settings;
-use super::value::{Auto, Interval};
+use super::value::{Auto, Bound, Interval};
 use crate::auth::Verifier;
 
 /// What the data plane may use: checked, derived from [`Settings`], immutable. A reload makes new
@@ -65,6 +65,8 @@ pub struct Limits {
     pub publish_queue_len_max: usize,
     /// The body of one request to the admin interface.
     pub publish_bytes_max: usize,
+    /// Resident memory from which on the server says that it is not ready; `None`: it never does.
+    pub ready_rss_max: Option<usize>,
     /// Whether `/echo` exists.
     pub echo: bool,
     /// Connections at once, over all shards.
@@ -126,6 +128,10 @@ impl Settings {
             mailbox_len_max: self.mailbox_len_max,
             publish_queue_len_max: self.publish_queue_len_max,
             publish_bytes_max: self.publish_bytes_max.bytes(),
+            ready_rss_max: match self.ready_rss_max {
+                Bound::Off => None,
+                Bound::At(size) => Some(size.bytes()),
+            },
             echo: self.echo,
             connections_max,
             connections_per_shard_max,

@@ -42,7 +42,9 @@ pub use limits::{Heartbeats, Limits};
 pub use origin::{OriginRule, Origins};
 pub use policy::{Policies, Policy, RoomPolicy, RoomRule, SlowConsumer};
 pub use settings::{SHARDS_MAX, Settings};
-pub use value::{Admin, Auto, CpuList, Interval, LogFormat, LogLevel, Size, Text, ValueError};
+pub use value::{
+    Admin, Auto, Bound, CpuList, Interval, LogFormat, LogLevel, Size, Text, ValueError,
+};
 
 #[cfg(test)]
 mod tests;

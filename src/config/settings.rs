@@ -10,7 +10,9 @@ use serde::Serialize;
 use super::keys::{self, AuthKey};
 use super::origin::{self, OriginRule};
 use super::policy::{self, RoomPolicy, RoomRule};
-use super::value::{self, Admin, Auto, CpuList, Interval, LogFormat, LogLevel, Parser, Size, Text};
+use super::value::{
+    self, Admin, Auto, Bound, CpuList, Interval, LogFormat, LogLevel, Parser, Size, Text,
+};
 use crate::auth::Verifier;
 
 /// Every setting of the server, checked one by one; [`Settings::check`] checks how they relate.
@@ -163,6 +165,12 @@ pub struct Settings {
     #[arg(long, help_heading = LIMITS, default_value = "256MiB", value_name = "64MiB..64GiB",
           value_parser = Parser(value::size), group = LIVE)]
     pub partial_bytes_max: Size,
+
+    /// Resident memory from which on GET /ready answers 503, so that a load balancer sends new
+    /// clients elsewhere. Nobody is disconnected or refused for it.
+    #[arg(long, help_heading = LIMITS, default_value = "off", value_name = "1MiB..4TiB|off",
+          value_parser = Parser(value::bound), group = LIVE)]
+    pub ready_rss_max: Bound,
 
     /// Bytes a connection may fall behind in a room before it is disconnected as a slow consumer,
     /// where `room_policy` does not say otherwise. At least twice the largest message of /ws and

@@ -114,6 +114,7 @@ fn defaults() {
         mailbox_len_max: 256,
         publish_queue_len_max: 4096,
         publish_bytes_max: 4 << 20,
+        ready_rss_max: None,
         echo: false,
         connections_max: 38_000,
         connections_per_shard_max: 19_000,

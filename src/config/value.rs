@@ -139,6 +139,14 @@ pub(super) fn interval(text: &str, accepted: &str) -> Result<Interval, ValueErro
     duration(text, accepted.trim_end_matches("|off")).map(Interval::Every)
 }
 
+/// A number of bytes, or "off".
+pub(super) fn bound(text: &str, accepted: &str) -> Result<Bound, ValueError> {
+    if text == "off" {
+        return Ok(Bound::Off);
+    }
+    size(text, accepted.trim_end_matches("|off")).map(Bound::At)
+}
+
 /// A number of bytes: binary units (KiB) or decimal ones (KB).
 pub(super) fn size(text: &str, accepted: &str) -> Result<Size, ValueError> {
     in_range(text, accepted, |text| {
@@ -298,6 +306,24 @@ impl Text {
 impl Serialize for Text {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.as_set().map_or("off", String::as_str))
+    }
+}
+
+/// The most of something, if there is a most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    /// Unlimited.
+    Off,
+    /// So many bytes.
+    At(Size),
+}
+
+impl Serialize for Bound {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Bound::Off => serializer.serialize_str("off"),
+            Bound::At(size) => size.serialize(serializer),
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! The admin interface: HTTP on its own address, for operators and backends, not for clients.
 //!
 //! `GET /health` answers `{"status":"ok"}`, while the server drains `{"status":"draining"}`;
-//! `GET /v1/stats` is in [`super::monitor`], `POST /v1/publish` and `POST /v1/publish/batch` are in
-//! [`super::publish`], `POST /v1/reload` is in [`super::reload`]. Every answer is JSON,
+//! `GET /ready` 200, or 503 with the [`Obstacle`] in the way of traffic. `GET /metrics` is in
+//! [`super::metrics`], `GET /v1/stats` in [`super::monitor`], `POST /v1/publish` and
+//! `POST /v1/publish/batch` in [`super::publish`], `POST /v1/reload` in [`super::reload`]. Every
+//! answer is JSON,
 //! errors too: `{"error":{"code":C,"message":M}}`. Bounded like the rest: so many connections, so
 //! long to send a request, so large a body, so long to take an answer. No authentication: whoever
 //! reaches it may use it.
@@ -13,7 +15,8 @@ use std::io;
 use std::net::TcpListener as StdTcpListener;
 use std::pin::pin;
 use std::rc::Rc;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, State};
@@ -33,9 +36,10 @@ use serde_json::{Value, json};
 use tower_service::Service;
 use tracing::{debug, warn};
 
-use super::api::{Api, LiveLimits, Refusal};
+use super::api::{self, Api, LiveLimits, Obstacle, Refusal};
 use super::monitor::Stats;
-use super::{desk, publish, reload};
+use super::{desk, metrics, publish, reload};
+use crate::logging::Limiter;
 
 impl Api {
     /// Starts to serve `listener`, on the runtime of the calling thread.
@@ -58,6 +62,8 @@ impl Api {
     fn router(self) -> Router {
         Router::new()
             .route("/health", get(report_health))
+            .route("/ready", get(report_ready))
+            .route("/metrics", get(metrics::report))
             .route("/v1/stats", get(report_stats))
             .merge(publish::routes())
             .merge(reload::routes())
@@ -79,10 +85,20 @@ async fn serve_in_turn(listener: Rc<TcpListener>, site: Site) {
             }
             // Out of descriptors, most likely: others must close before it gets better.
             Err(error) => {
-                warn!("admin: cannot accept a connection: {error}");
+                warn_of(&error);
                 monoio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// Every task that cannot accept says so, ten times per second.
+static REFUSALS: Mutex<Limiter> = Mutex::new(Limiter::new());
+
+fn warn_of(error: &io::Error) {
+    let mut limiter = REFUSALS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(left_out) = limiter.admit(Instant::now()) {
+        warn!(left_out, "admin: cannot accept a connection: {error}");
     }
 }
 
@@ -148,23 +164,35 @@ async fn report_health(State(api): State<Api>) -> Json<Value> {
     Json(json!({"status": if api.health.is_draining() { "draining" } else { "ok" }}))
 }
 
+async fn report_ready(State(api): State<Api>) -> Response {
+    let Some(obstacle) = api.obstacle() else {
+        return Json(json!({"status": "ready"})).into_response();
+    };
+    let mut answer = json!({"status": obstacle.name()});
+    if let Obstacle::Memory { resident, max } = obstacle {
+        answer["resident_bytes"] = resident.into();
+        answer["ready_rss_max"] = max.into();
+    }
+    api::json(StatusCode::SERVICE_UNAVAILABLE, answer.to_string().into_bytes())
+}
+
 async fn report_stats(State(api): State<Api>) -> Json<Stats> {
-    let state = if api.health.is_draining() { "draining" } else { "ready" };
+    let state = api.obstacle().map_or("ready", Obstacle::name);
     Json(api.monitor.stats(state, api.limits.get().connections_max))
 }
 
 const NOT_FOUND: Refusal = Refusal {
     status: StatusCode::NOT_FOUND,
     code: "not_found",
-    message: "There is nothing here. Endpoints are /health, /v1/stats, /v1/publish, \
-              /v1/publish/batch and /v1/reload.",
+    message: "There is nothing here. Endpoints are /health, /ready, /metrics, /v1/stats, \
+              /v1/publish, /v1/publish/batch and /v1/reload.",
 };
 
 const METHOD_NOT_ALLOWED: Refusal = Refusal {
     status: StatusCode::METHOD_NOT_ALLOWED,
     code: "method_not_allowed",
-    message: "Read /health and /v1/stats with GET; send to /v1/publish, /v1/publish/batch and \
-              /v1/reload with \
+    message: "Read /health, /ready, /metrics and /v1/stats with GET; send to /v1/publish, \
+              /v1/publish/batch and /v1/reload with \
               POST.",
 };
 

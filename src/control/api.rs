@@ -56,6 +56,42 @@ impl Health {
     }
 }
 
+/// Why the server takes no traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Obstacle {
+    /// It is about to end.
+    Draining,
+    /// It holds more memory than `ready_rss_max` says.
+    Memory {
+        /// Resident bytes at the last look.
+        resident: u64,
+        /// What is said.
+        max: u64,
+    },
+}
+
+impl Api {
+    /// Why the server takes no traffic; `None`: it does.
+    pub(super) fn obstacle(&self) -> Option<Obstacle> {
+        if self.health.is_draining() {
+            return Some(Obstacle::Draining);
+        }
+        let (resident, max) =
+            (self.monitor.resident_bytes(), self.limits.get().ready_rss_max? as u64);
+        (resident > max).then_some(Obstacle::Memory { resident, max })
+    }
+}
+
+impl Obstacle {
+    /// One word for it.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Draining => "draining",
+            Self::Memory { .. } => "memory",
+        }
+    }
+}
+
 /// A JSON answer that is written already.
 pub(super) fn json(status: StatusCode, body: Vec<u8>) -> Response {
     let mut response = (status, body).into_response();

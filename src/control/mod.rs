@@ -18,6 +18,7 @@ mod admin;
 mod api;
 mod desk;
 mod drain;
+mod metrics;
 mod monitor;
 mod publish;
 mod reload;

@@ -6,11 +6,13 @@
 //! for quantiles. So an answer never waits for a sample, and a shard never for a reader.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
+use crate::io::host;
 use crate::shard::histogram::Counts;
 use crate::shard::metrics::{Counter, ShardMetrics};
 use crate::shard::thread::Observed;
@@ -29,7 +31,10 @@ const RATE_MIN: Duration = Duration::from_millis(900);
 pub(super) struct Monitor {
     shards: Arc<[Observed]>,
     samples: Arc<Mutex<VecDeque<Sample>>>,
+    /// In bytes; zero where the host does not tell.
+    resident: Arc<AtomicU64>,
     started: Instant,
+    started_at: SystemTime,
 }
 
 /// What all shards had counted at one moment.
@@ -147,13 +152,42 @@ impl Monitor {
         let shards: Arc<[Observed]> = shards.into();
         let first = Sample::take(&shards);
         let started = first.at;
-        Self { shards, samples: Arc::new(Mutex::new([first].into())), started }
+        let monitor = Self {
+            shards,
+            samples: Arc::new(Mutex::new([first].into())),
+            resident: Arc::default(),
+            started,
+            started_at: SystemTime::now(),
+        };
+        monitor.look_at_memory();
+        monitor
+    }
+
+    /// The shards, in their order.
+    pub(super) fn shards(&self) -> &[Observed] {
+        &self.shards
+    }
+
+    /// The resident memory of the process at the last look, in bytes; zero if it is not known.
+    pub(super) fn resident_bytes(&self) -> u64 {
+        self.resident.load(Ordering::Relaxed)
+    }
+
+    /// When the server started, as seconds since 1970.
+    pub(super) fn started_at(&self) -> f64 {
+        let since = self.started_at.duration_since(SystemTime::UNIX_EPOCH);
+        since.map_or(0.0, |since| since.as_secs_f64())
+    }
+
+    fn look_at_memory(&self) {
+        self.resident.store(host::resident_bytes().unwrap_or(0), Ordering::Relaxed);
     }
 
     /// Looks at the counters once per [`INTERVAL`], for ever.
     pub(super) async fn watch(self) {
         loop {
             monoio::time::sleep(INTERVAL).await;
+            self.look_at_memory();
             let sample = Sample::take(&self.shards);
             let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
             if samples.len() == SAMPLES {

@@ -53,6 +53,16 @@ impl Endpoint {
         }
     }
 
+    /// The name in logs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "ws",
+            Self::Raw => "raw",
+            Self::Echo => "echo",
+        }
+    }
+
     /// The longest message it takes, in bytes.
     #[must_use]
     pub fn message_bytes_max(self, limits: &Limits) -> usize {

@@ -8,7 +8,8 @@
 //! something. A check that passed can still be overtaken (a port taken a moment later), so what
 //! uses the resource reports its own errors as well.
 //!
-//! Never: keeps a descriptor, runs after start-up (except [`pin`], once per shard).
+//! Never: keeps a descriptor, runs after start-up (except [`pin`], once per shard, and
+//! [`resident_bytes`], once per second).
 
 use std::fs;
 use std::io;
@@ -218,6 +219,14 @@ pub fn probe(addresses: &[SocketAddr]) -> Result<Vec<SocketAddr>, ListenError> {
         addresses.iter().map(|address| bind(*address)).collect::<Result<_, _>>()?;
     let bound = sockets.iter().zip(addresses).map(|(socket, address)| local(socket, *address));
     bound.collect()
+}
+
+/// The resident memory of this process in bytes; `None` where `/proc` does not tell.
+#[must_use]
+pub fn resident_bytes() -> Option<u64> {
+    let statm = fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    Some(pages * super::readings::page_bytes())
 }
 
 /// Binds and listens on `address`, exclusively.

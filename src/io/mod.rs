@@ -46,6 +46,9 @@ pub trait Io {
     /// The time, read once per [`Io::enter`].
     fn now(&self) -> Instant;
 
+    /// What it has to work with, for the metrics.
+    fn pressure(&self) -> Pressure;
+
     /// The address and port of the socket's other end, as the kernel knows it: of a proxy, if one
     /// is in between. `None` once the connection is broken, or when the socket is closed.
     ///
@@ -73,6 +76,15 @@ pub trait Io {
 
     /// Moves what has completed, oldest first, to the end of `completions`, a bounded number.
     fn reap(&mut self, completions: &mut Vec<Completion<Self::Lease>>);
+}
+
+/// What an [`Io`] has to work with.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Pressure {
+    /// Receive buffers made so far, lent or free.
+    pub receive_buffers: usize,
+    /// How often the kernel had to keep completions back because their queue was full.
+    pub overflows: u64,
 }
 
 /// One thing to do. Operations on one socket take effect in the order they are submitted.

@@ -185,7 +185,8 @@ fn governors(root: &Path) -> BTreeSet<String> {
     files.filter_map(|file| Some(fs::read_to_string(file).ok()?.trim().to_owned())).collect()
 }
 
-fn page_bytes() -> u64 {
+/// Size of a page of memory, in bytes.
+pub(super) fn page_bytes() -> u64 {
     // SAFETY: sysconf reads a number and has no requirement.
     let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     u64::try_from(bytes).expect("every system has a page size")

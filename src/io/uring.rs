@@ -50,7 +50,7 @@ use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 
 use super::buffers::{Lease, RECEIVE_BYTES_MAX, RECEIVES_MAX, ReceivePool};
-use super::{Completion, Errno, Io, Operation, Shutdown, Socket, Token, Wait, socket};
+use super::{Completion, Errno, Io, Operation, Pressure, Shutdown, Socket, Token, Wait, socket};
 
 /// Submission queue entries: a tick's sends fit, a burst beyond it enters once more.
 const SUBMISSIONS: u32 = 1024;
@@ -118,6 +118,8 @@ pub struct Uring {
     shutdowns: Vec<(Socket, Shutdown)>,
     /// Completions taken out of the ring to make room while submitting.
     overflow: VecDeque<cqueue::Entry>,
+    /// How often the kernel said that the completion queue is full.
+    overflows: u64,
 }
 
 /// What a completion belongs to: the upper byte of its user data.
@@ -151,6 +153,7 @@ impl Uring {
             sending: Vec::new(),
             shutdowns: Vec::new(),
             overflow: VecDeque::new(),
+            overflows: 0,
         };
         uring.watch_bell();
         Ok(uring)
@@ -366,6 +369,10 @@ impl Io for Uring {
         SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
     }
 
+    fn pressure(&self) -> Pressure {
+        Pressure { receive_buffers: self.pool.made(), overflows: self.overflows }
+    }
+
     fn receives_left(&self) -> usize {
         self.pool.left()
     }
@@ -398,6 +405,7 @@ impl Io for Uring {
         if !self.shutdowns.is_empty() {
             self.submit_staged();
         }
+        self.overflows += u64::from(self.ring.submission().cq_overflow());
         let nothing_yet = self.overflow.is_empty() && self.ring.completion().is_empty();
         let result = match wait {
             Wait::Until(deadline) if nothing_yet => {

@@ -128,6 +128,12 @@ impl HomeTable {
         self.rooms.is_empty()
     }
 
+    /// Segments held for reuse.
+    #[must_use]
+    pub fn segments_retired(&self) -> usize {
+        self.segments.retired()
+    }
+
     /// Shard `shard` has members from now on, under the key `room`: it gets every later publish.
     /// Returns the room's key here and its newest offset.
     ///

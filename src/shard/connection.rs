@@ -126,6 +126,12 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// Whether the opening handshake is not over.
+    #[must_use]
+    pub const fn is_handshake(self) -> bool {
+        (self as usize) < Self::Open as usize
+    }
+
     /// How many phases there are.
     const COUNT: usize = Self::Dead as usize + 1;
 }
@@ -153,8 +159,9 @@ impl Phases {
 
     /// Opening handshakes under way.
     #[must_use]
-    pub const fn handshakes(&self) -> usize {
-        self.0[Phase::Opening as usize] + self.0[Phase::Joining as usize]
+    pub fn handshakes(&self) -> usize {
+        // The phases of the handshake stand before the others.
+        self.0[..Phase::Open as usize].iter().sum()
     }
 
     /// Connections on which messages pass.
@@ -408,6 +415,15 @@ impl Memberships {
                 Self::Many(named) => named.last_user_id.clone(),
                 Self::None | Self::One { .. } => None,
             },
+        }
+    }
+
+    /// The display name that was given last.
+    #[must_use]
+    pub fn last_user_id(&self) -> Option<&str> {
+        match self {
+            Self::Many(named) => named.last_user_id.as_deref(),
+            Self::None | Self::One { .. } => None,
         }
     }
 

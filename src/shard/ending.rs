@@ -7,12 +7,12 @@
 
 use std::time::Duration;
 
-use tracing::debug;
+use tracing::{Level, debug, enabled};
 
 use super::Shard;
 use super::connection::{Connection, Phase};
 use super::output::Reason;
-use crate::io::{Errno, Io, Socket};
+use crate::io::{Errno, Io};
 use crate::protocol::{CloseCode, ProtocolError};
 use crate::slab::Key;
 
@@ -132,11 +132,8 @@ impl<I: Io> Shard<I> {
 
     /// Notes that the connection, not yet closing, ends for this reason.
     pub(super) fn note_end(&self, key: Key, reason: Reason) {
-        let Some(Connection { socket: Socket(socket), phase, .. }) = self.connections.get(key)
-        else {
-            return;
-        };
-        if *phase == Phase::Open {
+        let Some(connection) = self.connections.get(key) else { return };
+        if connection.phase == Phase::Open {
             let ending = reason.ending().expect("what ends an open connection has a place");
             self.metrics.disconnects[ending].add(1);
         } else {
@@ -146,9 +143,39 @@ impl<I: Io> Shard<I> {
                 _ => self.metrics.abandoned.add(1),
             }
         }
-        let shard = self.ends.shard.0;
-        // Evaluated only if the line is written: it asks the kernel.
-        debug!(shard, socket, address = ?self.address_of(key), ?phase, ?reason, "connection ends");
+        if enabled!(Level::DEBUG) {
+            self.log_end(key, connection, reason);
+        }
+    }
+}
+
+impl<I: Io> Shard<I> {
+    /// One line per connection. Names of users are told, what they say is not: no payload, no
+    /// request target, no token. How much a connection was sent is not counted: it would cost every
+    /// delivery, and the room's log knows what its members get.
+    fn log_end(&self, key: Key, connection: &Connection, reason: Reason) {
+        let age = self.io.now().saturating_duration_since(self.start);
+        let is_open = connection.phase == Phase::Open;
+        let since = if is_open {
+            UNIT * connection.since
+        } else {
+            // Of its microseconds only those of a handshake are known.
+            let took = (age.as_micros() as u32).wrapping_sub(connection.since);
+            age.saturating_sub(Duration::from_micros(u64::from(took)))
+        };
+        debug!(
+            shard = self.ends.shard.0,
+            reason = reason.name(),
+            code = reason.close_code().map(|code| code.0),
+            errno = if let Reason::Broken(errno) = reason { Some(errno.0) } else { None },
+            duration_ms = age.saturating_sub(since).as_millis() as u64,
+            messages_received = connection.received,
+            rooms = connection.memberships.len(),
+            endpoint = is_open.then(|| connection.endpoint.name()),
+            user = connection.memberships.last_user_id(),
+            address = self.address_of(key).map(tracing::field::display),
+            "connection ends"
+        );
     }
 }
 

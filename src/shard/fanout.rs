@@ -451,6 +451,7 @@ impl<I: Io> Shard<I> {
         // Small rooms do not wait for a large one.
         let per_room = if self.active.len() > 1 { budget.div_ceil(2) } else { budget };
         let mut too_slow = Vec::new();
+        self.sweep_lag = 0;
         for _ in 0..self.active.len() {
             if budget == 0 {
                 break;
@@ -464,6 +465,7 @@ impl<I: Io> Shard<I> {
             };
             room.active = room.is_due();
             if room.active {
+                self.sweep_lag = self.sweep_lag.max(room.lag());
                 self.active.push_back(room_key);
             }
         }

@@ -9,6 +9,7 @@ use std::mem;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
+use tracing::warn;
 
 use super::authority::Admission;
 use super::connection::{Accept, Connection, Heard, Phase};
@@ -88,7 +89,14 @@ impl<I: Io> Shard<I> {
             // We have paused it.
             Err(Errno::CANCELED) => {}
             // Full of descriptors or memory: those that knock wait in the backlog for a while.
-            Err(_) => self.accept_at = Some(self.io.now() + ACCEPT_RETRY),
+            Err(errno) => {
+                let now = self.io.now();
+                self.accept_at = Some(now + ACCEPT_RETRY);
+                if let Some(left_out) = self.accept_warnings.admit(now) {
+                    let shard = self.ends.shard.0;
+                    warn!(shard, left_out, "cannot accept a connection: {errno}; they wait");
+                }
+            }
         }
     }
 

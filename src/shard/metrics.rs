@@ -61,7 +61,18 @@ pub struct ShardMetrics {
     pub members: Counter,
     /// Messages of other threads, and its own, that a tick left in the mailboxes.
     pub mailbox_depth: Counter,
+    /// How far the sweep that is furthest behind, of those of the last tick, has still to go, in
+    /// bytes.
+    pub sweep_lag: Counter,
+    /// Memory for messages of which only a part has arrived, in bytes.
+    pub partial_bytes: Counter,
+    /// Segments that wait to be used again.
+    pub segments: Counter,
+    /// Receive buffers made so far.
+    pub receive_buffers: Counter,
 
+    /// How often the completion queue was full.
+    pub ring_overflows: Counter,
     /// Connections accepted.
     pub accepted: Counter,
     /// Opening handshakes answered with 101.
@@ -129,6 +140,11 @@ impl Default for ShardMetrics {
             rooms: Counter::new(),
             members: Counter::new(),
             mailbox_depth: Counter::new(),
+            sweep_lag: Counter::new(),
+            partial_bytes: Counter::new(),
+            segments: Counter::new(),
+            receive_buffers: Counter::new(),
+            ring_overflows: Counter::new(),
             accepted: Counter::new(),
             opened: Counter::new(),
             refused: [const { Counter::new() }; HandshakeError::ALL.len()],
@@ -220,6 +236,12 @@ impl<I: Io> Shard<I> {
         metrics.rooms.set(self.home.len() as u64);
         metrics.members.set(self.members as u64);
         metrics.mailbox_depth.set(self.ends.depth() as u64);
+        metrics.sweep_lag.set(self.sweep_lag);
+        metrics.partial_bytes.set(self.budget.used() as u64);
+        metrics.segments.set((self.segments.retired() + self.home.segments_retired()) as u64);
+        let pressure = self.io.pressure();
+        metrics.receive_buffers.set(pressure.receive_buffers as u64);
+        metrics.ring_overflows.set(pressure.overflows);
     }
 
     /// The tick that began at `now` has done its work, and its sweeps have sent what they send, at

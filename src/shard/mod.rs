@@ -62,6 +62,7 @@ use crate::config::Limits;
 use crate::id::{HomeHasher, ShardId};
 use crate::io::mailbox::{Lanes, Sleepers};
 use crate::io::{Completion, Io, Operation, Wait};
+use crate::logging::Limiter;
 use crate::protocol::{HandshakeError, PartialBudget, ProtocolError};
 use crate::room::home::HomeTable;
 use crate::room::{RoomTable, SegmentPool};
@@ -273,6 +274,8 @@ pub struct Shard<I: Io> {
 
     /// For each listener.
     accepts: Vec<Accepting>,
+    /// Keeps the log short while accepting fails.
+    accept_warnings: Limiter,
     /// Nobody accepts before: there were no descriptors, or no memory.
     accept_at: Option<Instant>,
     /// Of the connections; from it it follows whether more may come in.
@@ -281,6 +284,8 @@ pub struct Shard<I: Io> {
     members: usize,
     /// When it began.
     start: Instant,
+    /// The furthest that a sweep of this tick has still to go, in bytes.
+    sweep_lag: u64,
     /// What was sent and is not counted yet.
     sent: Sent,
     /// Sweeps that this tick has finished: when the oldest message that each carried was numbered.
@@ -335,9 +340,11 @@ impl<I: Io> Shard<I> {
             congested: false,
             accepts: vec![Accepting::No; listeners],
             accept_at: None,
+            accept_warnings: Limiter::new(),
             phases: Phases::default(),
             members: 0,
             start: now,
+            sweep_lag: 0,
             sent: Sent::default(),
             finished: Vec::new(),
             drain: None,

@@ -18,9 +18,9 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("io", &["id"]),
     ("room", &["protocol", "config", "id", "slab"]),
     ("dialect", &["protocol", "config"]),
-    ("shard", &["auth", "room", "dialect", "protocol", "io", "config", "id", "slab"]),
+    ("shard", &["auth", "room", "dialect", "protocol", "io", "config", "logging", "id", "slab"]),
     ("check", &["io", "config"]),
-    ("control", &["shard", "dialect", "io", "config", "logging", "id", "slab"]),
+    ("control", &["shard", "dialect", "protocol", "io", "config", "logging", "id", "slab"]),
 ];
 
 /// Columns of a line, also where `rustfmt` leaves it alone; a table may be wider.

@@ -13,7 +13,7 @@ use std::time::Instant;
 use fanwire::config;
 use fanwire::id::HomeHasher;
 use fanwire::io::buffers::{Lease, RECEIVE_BYTES_MAX, ReceivePool};
-use fanwire::io::{Completion, Errno, Io, Operation, Socket, Token, Wait};
+use fanwire::io::{Completion, Errno, Io, Operation, Pressure, Socket, Token, Wait};
 use fanwire::shard::metrics::ShardMetrics;
 use fanwire::shard::{Ends, Shard};
 
@@ -174,12 +174,16 @@ impl Io for Null {
         self.now
     }
 
-    fn peer_address(&self, _socket: Socket) -> Option<SocketAddr> {
+    fn peer_address(&self, _: Socket) -> Option<SocketAddr> {
         None
     }
 
     fn unix_time(&self) -> u64 {
         0
+    }
+
+    fn pressure(&self) -> Pressure {
+        Pressure::default()
     }
 
     fn receives_left(&self) -> usize {

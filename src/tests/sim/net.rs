@@ -22,7 +22,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
-use crate::io::{Completion, Errno, Io, Operation, Shutdown, Socket, Token, Wait};
+use crate::io::{Completion, Errno, Io, Operation, Pressure, Shutdown, Socket, Token, Wait};
 
 /// When every run begins, in seconds since 1970: tokens know no other time.
 pub(super) const UNIX_TIME: u64 = 1_800_000_000;
@@ -722,6 +722,10 @@ impl Io for SimIo {
 
     fn unix_time(&self) -> u64 {
         UNIX_TIME + self.net.borrow().sides[self.shard].now.as_secs()
+    }
+
+    fn pressure(&self) -> Pressure {
+        Pressure::default()
     }
 
     fn receives_left(&self) -> usize {

@@ -628,6 +628,7 @@ impl Plan {
         Limits {
             verifier: self.token.as_ref().map(|_| Arc::new(verifier())),
             origins: Origins::default(),
+            ready_rss_max: None,
             handshake_timeout: self.handshake_timeout,
             close_timeout: self.close_timeout,
             message_timeout: Duration::from_secs(3600),
