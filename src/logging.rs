@@ -39,8 +39,8 @@ impl Threshold {
     }
 }
 
-/// Lets one line of a kind through per [`Limiter::PAUSE`] and counts the others: for what may happen
-/// a thousand times per second as long as its cause lasts.
+/// Lets one line of a kind through per [`Limiter::PAUSE`] and counts the others: for what may
+/// happen a thousand times per second as long as its cause lasts.
 #[derive(Debug, Default)]
 pub struct Limiter {
     next: Option<Instant>,

@@ -99,7 +99,8 @@ mod tests {
             --publish-queue-len-max=17 --publish-bytes-max=2KiB \
             --connections-max=9 --handshakes-max=9 --handshake-bytes-max=9KiB \
             --target-bytes-max=3KiB --ws-message-bytes-max=2KiB --raw-message-bytes-max=2KiB \
-            --echo-message-bytes-max=2KiB --partial-bytes-max=64MiB --high-water-mark=1MiB --ready-rss-max=9GiB \
+            --echo-message-bytes-max=2KiB --partial-bytes-max=64MiB --high-water-mark=1MiB \
+            --ready-rss-max=9GiB \
             --room-policy=*=drop-oldest/1MiB \
             --rooms-per-connection-max=9 --rooms-max=9 --room-id-bytes-max=9B \
             --user-id-bytes-max=9B --handshake-timeout=9s --close-timeout=9s \
