@@ -26,6 +26,7 @@ pub mod buffers;
 pub mod host;
 pub mod mailbox;
 pub mod readings;
+pub mod sampler;
 pub mod socket;
 pub mod thread;
 pub mod uring;

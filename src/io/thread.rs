@@ -41,12 +41,15 @@ fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Blocks all signals on the calling thread, so that the control thread's handlers never run on
-/// it: they write to a descriptor that this thread's private table does not have.
+/// Blocks signals on the calling thread, so that the control thread's handlers never run on it:
+/// they write to a descriptor that this thread's private table does not have. All but SIGPROF: its
+/// handler ([`super::sampler`]) needs no descriptor, and must run here.
 pub fn block_signals() {
     let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigfillset(3) only writes the set it is given.
     unsafe { libc::sigfillset(all.as_mut_ptr()) };
+    // SAFETY: `all` was initialised above.
+    unsafe { libc::sigdelset(all.as_mut_ptr(), libc::SIGPROF) };
     // SAFETY: `all` was initialised above; the old mask is not asked for.
     unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), std::ptr::null_mut()) };
 }
