@@ -3,7 +3,11 @@
 //! Connections and rooms inside a shard are named by [`crate::slab::Key`]; a key means nothing
 //! outside the shard that made it, so it always travels together with a [`ShardId`].
 
+use std::fmt;
 use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
+use std::str::FromStr;
+
+use crate::slab::Key;
 
 /// One shard of this process, counted from 0; also its index in every table of shards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,6 +29,44 @@ impl From<usize> for ShardId {
     }
 }
 
+/// One connection of this process, for people: prints as `SHARD-SLOT-GENERATION`, `0-17-3`, and
+/// reads back from that. A connection that is gone keeps its name; no other gets it before its
+/// slot was used 2^24 times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId {
+    /// The shard that holds it.
+    pub shard: ShardId,
+    /// Its key there.
+    pub key: Key,
+}
+
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}-{}", self.shard.0, self.key.slot(), self.key.generation())
+    }
+}
+
+impl FromStr for ConnectionId {
+    type Err = NotAConnectionId;
+
+    fn from_str(text: &str) -> Result<Self, NotAConnectionId> {
+        let read = || {
+            let mut parts = text.splitn(3, '-');
+            let shard = ShardId(parts.next()?.parse().ok()?);
+            let slot: u32 = parts.next()?.parse().ok()?;
+            let generation: u32 = parts.next()?.parse().ok()?;
+            let key = Key::from_bits(u64::from(generation) << 32 | u64::from(slot));
+            Some(Self { shard, key })
+        };
+        // Only what was printed: one connection has one name.
+        read().filter(|id| id.to_string() == text).ok_or(NotAConnectionId)
+    }
+}
+
+/// Not three numbers with `-` in between, as [`ConnectionId`] prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotAConnectionId;
+
 /// The name spaces of rooms: one per way of encoding a publish.
 ///
 /// A room's frames are encoded once for all members, so members that expect different encodings
@@ -40,6 +82,21 @@ pub enum NameSpace {
 impl NameSpace {
     /// How many there are; `as usize` is less.
     pub const COUNT: usize = 2;
+
+    /// Its name for people and backends.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Raw => "raw",
+        }
+    }
+
+    /// The one of that name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Native, Self::Raw].into_iter().find(|space| space.name() == name)
+    }
 }
 
 /// The full name of a room: its name space and the name the clients use.
@@ -94,5 +151,24 @@ impl HomeHasher {
         self.key.hash(&mut hasher);
         room.hash(&mut hasher);
         ShardId::from((hasher.finish() % self.shards as u64) as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_has_one_name() {
+        for (shard, bits) in [(0, 0), (17, 3 << 32 | 4_000_000_000), (1023, (1 << 56) - 1)] {
+            let id = ConnectionId { shard: ShardId(shard), key: Key::from_bits(bits) };
+            assert_eq!(id.to_string().parse(), Ok(id));
+        }
+        for text in ["", "0-1", "0-1-2-3", "-1-2", "00-1-2", "+0-1-2", "0-1-16777216", "0-1-2 "] {
+            assert_eq!(text.parse::<ConnectionId>(), Err(NotAConnectionId), "{text}");
+        }
+        for text in ["65536-1-2", "0-4294967296-2", "a-b-c", "0-1-\u{0661}"] {
+            assert_eq!(text.parse::<ConnectionId>(), Err(NotAConnectionId), "{text}");
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! and `shard` log; `protocol`, `dialect` and `room` return values instead.
 
 use std::io::{IsTerminal, stderr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::level_filters::LevelFilter;
@@ -13,9 +14,12 @@ use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::config::{LogFormat, LogLevel};
 
-/// Which lines are written; can change at any time.
-#[derive(Debug)]
-pub struct Threshold(reload::Handle<LevelFilter, Registry>);
+/// Which lines are written; can change at any time. Cloning shares it.
+#[derive(Debug, Clone)]
+pub struct Threshold {
+    filter: reload::Handle<LevelFilter, Registry>,
+    level: Arc<Mutex<LogLevel>>,
+}
 
 /// Starts logging for the whole process; a second call changes nothing.
 pub fn start(format: LogFormat, level: LogLevel) -> Threshold {
@@ -28,14 +32,21 @@ pub fn start(format: LogFormat, level: LogLevel) -> Threshold {
     };
     // The only error is that logging has been started already.
     let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
-    Threshold(handle)
+    Threshold { filter: handle, level: Arc::new(Mutex::new(level)) }
 }
 
 impl Threshold {
     /// From now on writes lines of `level` and of what is more important.
     pub fn set(&self, level: LogLevel) {
+        *self.level.lock().unwrap_or_else(PoisonError::into_inner) = level;
         // It fails only without a subscriber: then nobody writes lines.
-        let _ = self.0.reload(LevelFilter::from(level));
+        let _ = self.filter.reload(LevelFilter::from(level));
+    }
+
+    /// The level that was set last.
+    #[must_use]
+    pub fn level(&self) -> LogLevel {
+        *self.level.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

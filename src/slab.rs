@@ -34,6 +34,12 @@ impl Key {
     pub const fn slot(self) -> u32 {
         self.slot
     }
+
+    /// How often its slot was freed before, below 2^24.
+    #[must_use]
+    pub const fn generation(self) -> u32 {
+        self.generation
+    }
 }
 
 /// See the module documentation.

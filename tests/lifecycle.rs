@@ -20,6 +20,7 @@ use support::{
 const KEYS: &[&str] = &[
     "listen",
     "admin",
+    "admin_key_file",
     "auth_keys",
     "auth_issuer",
     "auth_audience",

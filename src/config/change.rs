@@ -93,7 +93,8 @@ mod tests {
     #[test]
     fn what_is_live_changes_at_once_and_nothing_else() {
         let old = loaded(&[]).unwrap();
-        let flags = "--listen=[::1]:1 --admin=off --insecure --auth-keys=HS256:tests/keys/secret \
+        let flags = "--listen=[::1]:1 --admin=off --admin-key-file=keys --insecure \
+            --auth-keys=HS256:tests/keys/secret \
             --auth-issuer=a --auth-audience=a --auth-leeway=9s --origins=https://a \
             --echo --shards=3 --cpus=0 --mailbox-len-max=17 \
             --publish-queue-len-max=17 --publish-bytes-max=2KiB \
@@ -117,6 +118,7 @@ mod tests {
         let expected = [
             "listen",
             "admin",
+            "insecure",
             "shards",
             "cpus",
             "mailbox_len_max",
@@ -124,7 +126,7 @@ mod tests {
             "log_format",
         ];
         assert_eq!(keys, expected, "what is fixed at the start");
-        assert_eq!(live[0].to_string(), "echo false -> true");
+        assert_eq!(live[0].to_string(), "admin_key_file off -> keys");
         let keys = r#"auth_keys ["off"] -> ["HS256:tests/keys/secret"]"#;
         assert!(live.iter().any(|change| change.to_string() == keys), "{live:?}");
         assert_eq!(reloaded.settings.verifier, new.settings.verifier);

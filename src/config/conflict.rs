@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use super::keys::AuthKey;
 use super::policy::RoomRule;
 use super::settings::Settings;
-use super::value::{Admin, Size};
+use super::value::{Admin, KeyFile, Size};
 
 impl Settings {
     /// Checks how the settings relate to each other; each one's own range is checked when it is
@@ -30,6 +30,13 @@ impl Settings {
         }
         if self.authenticates() && self.auth_keys.contains(&AuthKey::Off) {
             return Err(Conflict::KeysAndOff);
+        }
+        if let Admin::At(admin) = self.admin
+            && !admin.ip().to_canonical().is_loopback()
+            && self.admin_key_file == KeyFile::Off
+            && !self.insecure
+        {
+            return Err(Conflict::AdminOpen(admin));
         }
         if self.target_bytes_max > self.handshake_bytes_max {
             return Err(Conflict::TargetBeyondHandshake {
@@ -86,6 +93,11 @@ pub enum Conflict {
     /// Half a decision.
     #[error("auth_keys has off beside keys; take off out, or the keys")]
     KeysAndOff,
+    /// Whoever reaches the host could use the admin interface.
+    #[error(
+        "admin = {0} is not a loopback address, and whoever reaches it could publish and disconnect: give it keys with admin_key_file, a loopback address, or say --insecure where the network keeps others out"
+    )]
+    AdminOpen(SocketAddr),
     /// A target of the allowed length could not arrive.
     #[error(
         "target_bytes_max = {target_bytes_max} must be at most handshake_bytes_max = {handshake_bytes_max}, of which it is a part"
@@ -140,6 +152,7 @@ impl Conflict {
             Conflict::AdminListens(_) => &["admin", "listen"],
             Conflict::Unauthenticated(_) => &["listen", "auth_keys", "insecure"],
             Conflict::KeysAndOff => &["auth_keys"],
+            Conflict::AdminOpen(_) => &["admin", "admin_key_file", "insecure"],
             Conflict::TargetBeyondHandshake { .. } => &["target_bytes_max", "handshake_bytes_max"],
             Conflict::HighWaterMark { key: "raw_message_bytes_max", .. } => {
                 &["high_water_mark", "raw_message_bytes_max"]

@@ -43,7 +43,7 @@ pub use origin::{OriginRule, Origins};
 pub use policy::{Policies, Policy, RoomPolicy, RoomRule, SlowConsumer};
 pub use settings::{SHARDS_MAX, Settings};
 pub use value::{
-    Admin, Auto, Bound, CpuList, Interval, LogFormat, LogLevel, Size, Text, ValueError,
+    Admin, Auto, Bound, CpuList, Interval, KeyFile, LogFormat, LogLevel, Size, Text, ValueError,
 };
 
 #[cfg(test)]

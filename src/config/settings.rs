@@ -11,7 +11,7 @@ use super::keys::{self, AuthKey};
 use super::origin::{self, OriginRule};
 use super::policy::{self, RoomPolicy, RoomRule};
 use super::value::{
-    self, Admin, Auto, Bound, CpuList, Interval, LogFormat, LogLevel, Parser, Size, Text,
+    self, Admin, Auto, Bound, CpuList, Interval, KeyFile, LogFormat, LogLevel, Parser, Size, Text,
 };
 use crate::auth::Verifier;
 
@@ -26,12 +26,20 @@ pub struct Settings {
           value_delimiter = ',', value_parser = Parser(value::address))]
     pub listen: Vec<SocketAddr>,
 
-    /// Address of the admin interface (GET /health, POST /v1/publish). It has no authentication,
-    /// and whoever reaches it may publish to every room: keep it on a loopback or private address,
-    /// or turn it off.
+    /// Address of the admin interface: health, metrics, and the HTTP API by which backends publish
+    /// and operators look and disconnect. On any other than a loopback address it needs keys
+    /// (`admin_key_file`).
     #[arg(long, help_heading = ADDRESSES, default_value = "127.0.0.1:8081",
           value_name = "IP:PORT|off", value_parser = Parser(value::admin))]
     pub admin: Admin,
+
+    /// File with the keys of the admin interface, one on each line, at least 16 bytes each: a
+    /// request then needs the field "Authorization: Bearer KEY" with one of them, except for
+    /// /health, /ready and the page. Read again at SIGHUP. "off": no key is needed, on a loopback
+    /// address.
+    #[arg(long, help_heading = ADDRESSES, default_value = "off", value_name = "FILE|off",
+          value_parser = Parser(value::key_file), group = LIVE)]
+    pub admin_key_file: KeyFile,
 
     /// Serve /echo, which sends every message back to its sender; for conformance suites and
     /// round-trip benchmarks.
@@ -75,8 +83,8 @@ pub struct Settings {
           value_delimiter = ',', value_parser = Parser(origin::read), group = LIVE)]
     pub origins: Vec<OriginRule>,
 
-    /// Serve without authentication on addresses that are not loopback: whoever reaches them may
-    /// join every room and publish to it.
+    /// Serve without authentication on addresses that are not loopback, of `listen` and of `admin`:
+    /// whoever reaches them may join every room and publish to it, and disconnect everybody.
     #[arg(long, help_heading = AUTHENTICATION, default_value = "false",
           default_missing_value = "true", num_args = 0..=1, require_equals = true,
           action = clap::ArgAction::Set, value_name = "true|false",

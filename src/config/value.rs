@@ -11,12 +11,13 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::ValueEnum;
 use clap::builder::TypedValueParser;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// The high-water marks that a rule may have. None is smaller than what a sweep sends at once.
 pub(super) const MARKS: &str = "64KiB..1GiB";
@@ -38,6 +39,9 @@ pub enum ValueError {
     /// Host names are not looked up: a listener needs one address, not what a resolver says today.
     #[error("is not an address with a port such as 127.0.0.1:8080 or [::1]:8080")]
     NotAnAddress,
+    /// Empty.
+    #[error("is not the path of a file")]
+    NotAPath,
     /// Not numbers and ranges, separated by commas.
     #[error("is not a list of CPU numbers such as 0-3,8")]
     NotACpuList,
@@ -168,6 +172,15 @@ pub(super) fn admin(text: &str, accepted: &str) -> Result<Admin, ValueError> {
     if text == "off" { Ok(Admin::Off) } else { address(text, accepted).map(Admin::At) }
 }
 
+/// The path of a file with keys, or "off". Whether it is there is seen when it is read.
+pub(super) fn key_file(text: &str, _accepted: &str) -> Result<KeyFile, ValueError> {
+    match text {
+        "off" => Ok(KeyFile::Off),
+        "" => Err(ValueError::NotAPath),
+        path => Ok(KeyFile::At(path.into())),
+    }
+}
+
 /// A CPU list, or "auto". Whether the CPUs exist is for the host to say.
 pub(super) fn cpus(text: &str, accepted: &str) -> Result<Auto<CpuList>, ValueError> {
     auto(text, accepted, |text, _| CpuList::read(text).ok_or(ValueError::NotACpuList))
@@ -261,6 +274,24 @@ impl Serialize for Admin {
         match self {
             Admin::Off => serializer.serialize_str("off"),
             Admin::At(address) => address.serialize(serializer),
+        }
+    }
+}
+
+/// Where keys are read from; they never stand in the configuration itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyFile {
+    /// There are none.
+    Off,
+    /// This file.
+    At(PathBuf),
+}
+
+impl Serialize for KeyFile {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            KeyFile::Off => serializer.serialize_str("off"),
+            KeyFile::At(path) => serializer.serialize_str(&path.to_string_lossy()),
         }
     }
 }
@@ -432,7 +463,7 @@ pub enum LogFormat {
 }
 
 /// How important a log line is; the later, the more lines are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
     /// The server cannot do its work.
@@ -445,6 +476,18 @@ pub enum LogLevel {
     Debug,
     /// One line per message.
     Trace,
+}
+
+impl fmt::Display for LogLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        })
+    }
 }
 
 pub(super) fn serialize_duration<S: Serializer>(

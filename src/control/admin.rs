@@ -1,13 +1,9 @@
 //! The admin interface: HTTP on its own address, for operators and backends, not for clients.
 //!
-//! `GET /health` answers `{"status":"ok"}`, while the server drains `{"status":"draining"}`;
-//! `GET /ready` 200, or 503 with the [`Obstacle`] in the way of traffic. `GET /metrics` is in
-//! [`super::metrics`], `GET /v1/stats` in [`super::monitor`], `POST /v1/publish` and
-//! `POST /v1/publish/batch` in [`super::publish`], `POST /v1/reload` in [`super::reload`]. Every
-//! answer is JSON,
-//! errors too: `{"error":{"code":C,"message":M}}`. Bounded like the rest: so many connections, so
-//! long to send a request, so large a body, so long to take an answer. No authentication: whoever
-//! reaches it may use it.
+//! [`routes`] is all there is; `docs/openapi.json` describes it, and a test holds the two together.
+//! Who may use it, [`super::guard`] decides. Errors are JSON: `{"error":{"code":C,"message":M}}`.
+//! Bounded like the rest: so many connections, so long to send a request, so large a body, so long
+//! to take an answer.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -20,10 +16,11 @@ use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, State};
+use axum::handler::Handler;
 use axum::http::header::EXPECT;
-use axum::http::{Request, StatusCode};
+use axum::http::{Method, Request, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{MethodFilter, MethodRouter, on};
 use axum::{Json, Router};
 use bytes::BytesMut;
 use hyper::body::{Body as _, Incoming};
@@ -37,8 +34,9 @@ use tower_service::Service;
 use tracing::{debug, warn};
 
 use super::api::{self, Api, LiveLimits, Obstacle, Refusal};
+use super::guard::Guard;
 use super::monitor::Stats;
-use super::{desk, metrics, publish, reload};
+use super::{desk, metrics, operator, profile, publish, reload, rooms};
 use crate::logging::Limiter;
 
 impl Api {
@@ -46,12 +44,12 @@ impl Api {
     ///
     /// # Errors
     /// When the socket cannot be set up.
-    pub(super) fn start(self, listener: StdTcpListener) -> io::Result<()> {
+    pub(super) fn start(self, listener: StdTcpListener, guard: Guard) -> io::Result<()> {
         // Inherited by every connection: a peer that takes no answer is cut by the kernel.
         socket2::SockRef::from(&listener).set_tcp_user_timeout(Some(PEER_TIMEOUT))?;
         listener.set_nonblocking(true)?;
         let listener = Rc::new(TcpListener::from_std(listener)?);
-        let site = Site { limits: self.limits.clone(), router: self.router() };
+        let site = Site { guard, limits: self.limits.clone(), router: self.router() };
         // Each task serves one connection after the other: the bound needs no counting.
         for _ in 0..CONNECTIONS_MAX {
             monoio::spawn(serve_in_turn(listener.clone(), site.clone()));
@@ -60,19 +58,54 @@ impl Api {
     }
 
     fn router(self) -> Router {
-        Router::new()
-            .route("/health", get(report_health))
-            .route("/ready", get(report_ready))
-            .route("/metrics", get(metrics::report))
-            .route("/v1/stats", get(report_stats))
-            .merge(publish::routes())
-            .merge(reload::routes())
+        let router = routes()
+            .into_iter()
+            .fold(Router::new(), |router, route| router.route(route.path, route.handler));
+        router
             .fallback(|| async { NOT_FOUND })
             .method_not_allowed_fallback(|| async { METHOD_NOT_ALLOWED })
             // `Site` has one for all.
             .layer(DefaultBodyLimit::disable())
             .with_state(self)
     }
+}
+
+/// One thing that can be asked for. What answers GET answers HEAD.
+struct Route {
+    #[cfg_attr(not(test), expect(dead_code, reason = "held against the description"))]
+    method: Method,
+    path: &'static str,
+    handler: MethodRouter<Api>,
+}
+
+/// Everything that can be asked for.
+fn routes() -> Vec<Route> {
+    vec![
+        route(Method::GET, "/health", report_health),
+        route(Method::GET, "/ready", report_ready),
+        route(Method::GET, "/metrics", metrics::report),
+        route(Method::GET, "/v1/stats", report_stats),
+        route(Method::POST, "/v1/publish", publish::one),
+        route(Method::POST, "/v1/publish/batch", publish::batch),
+        route(Method::GET, "/v1/rooms", rooms::list),
+        route(Method::GET, "/v1/rooms/{namespace}/{room_id}", rooms::one),
+        route(Method::POST, "/v1/disconnect", operator::disconnect),
+        route(Method::GET, "/v1/top", operator::top),
+        route(Method::GET, "/v1/log-level", operator::log_level),
+        route(Method::PUT, "/v1/log-level", operator::set_log_level),
+        route(Method::POST, "/v1/reload", reload::reload),
+        route(Method::GET, "/v1/openapi.json", describe),
+        route(Method::GET, "/debug/profile", profile::profile),
+    ]
+}
+
+fn route<H, T>(method: Method, path: &'static str, handler: H) -> Route
+where
+    H: Handler<T, Api>,
+    T: 'static,
+{
+    let filter = MethodFilter::try_from(method.clone()).expect("a method of HTTP");
+    Route { method, path, handler: on(filter, handler) }
 }
 
 async fn serve_in_turn(listener: Rc<TcpListener>, site: Site) {
@@ -117,6 +150,7 @@ async fn serve_connection(stream: TcpStream, site: Site) -> Result<(), hyper::Er
 /// Answers requests once they are here as a whole: no handler waits for a peer.
 #[derive(Debug, Clone)]
 struct Site {
+    guard: Guard,
     router: Router,
     limits: LiveLimits,
 }
@@ -125,16 +159,23 @@ impl Site {
     async fn answer(mut self, request: Request<Incoming>) -> Result<Response, hyper::Error> {
         let body_bytes_max = self.limits.get().publish_bytes_max;
         let (head, body) = request.into_parts();
-        let too_long = body.size_hint().lower() > body_bytes_max as u64;
+        let refused = self.guard.check(&head).err();
+        // Of a body that nobody will look at nothing is kept.
+        let bytes_max = if refused.is_some() { 0 } else { body_bytes_max };
+        let too_long = body.size_hint().lower() > bytes_max as u64;
         if too_long && head.headers.contains_key(EXPECT) {
             // It waits for a word before it sends the body.
-            return Ok(BODY_TOO_LONG.into_response());
+            return Ok(refused.unwrap_or(BODY_TOO_LONG).into_response());
         }
-        let body = match monoio::time::timeout(PEER_TIMEOUT, receive(body, body_bytes_max)).await {
-            Ok(Ok(Some(body))) => Body::from(body),
-            Ok(Ok(None)) => return Ok(BODY_TOO_LONG.into_response()),
+        let body = match monoio::time::timeout(PEER_TIMEOUT, receive(body, bytes_max)).await {
+            Ok(Ok(body)) => body,
             Ok(Err(error)) => return Err(error),
-            Err(_) => return Ok(REQUEST_TIMEOUT.into_response()),
+            Err(_) => return Ok(refused.unwrap_or(REQUEST_TIMEOUT).into_response()),
+        };
+        let body = match (refused, body) {
+            (Some(refusal), _) => return Ok(refusal.into_response()),
+            (None, None) => return Ok(BODY_TOO_LONG.into_response()),
+            (None, Some(body)) => Body::from(body),
         };
         let response = self.router.call(Request::from_parts(head, body)).await;
         Ok(response.unwrap_or_else(|never: Infallible| match never {}))
@@ -181,19 +222,23 @@ async fn report_stats(State(api): State<Api>) -> Json<Stats> {
     Json(api.monitor.stats(state, api.limits.get().connections_max))
 }
 
+/// What there is, for programs: OpenAPI 3.1.
+async fn describe() -> Response {
+    api::json(StatusCode::OK, DESCRIPTION.into())
+}
+
+const DESCRIPTION: &str = include_str!("../../docs/openapi.json");
+
 const NOT_FOUND: Refusal = Refusal {
     status: StatusCode::NOT_FOUND,
     code: "not_found",
-    message: "There is nothing here. Endpoints are /health, /ready, /metrics, /v1/stats, \
-              /v1/publish, /v1/publish/batch and /v1/reload.",
+    message: "There is nothing here; GET /v1/openapi.json says what there is.",
 };
 
 const METHOD_NOT_ALLOWED: Refusal = Refusal {
     status: StatusCode::METHOD_NOT_ALLOWED,
     code: "method_not_allowed",
-    message: "Read /health, /ready, /metrics and /v1/stats with GET; send to /v1/publish, \
-              /v1/publish/batch and /v1/reload with \
-              POST.",
+    message: "Use the method in the field Allow; GET /v1/openapi.json says what it does.",
 };
 
 const REQUEST_TIMEOUT: Refusal = Refusal {

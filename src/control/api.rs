@@ -4,23 +4,48 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::http::StatusCode;
-use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use axum::http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::response::{IntoResponse, Response};
+use serde::Serialize;
 use serde_json::json;
 
 use super::desk::Desk;
 use super::monitor::Monitor;
+use super::questions::Questions;
 use super::reload::SharedReloader;
 use crate::config::Limits;
+use crate::dialect::publish::PublishError;
+use crate::logging::Threshold;
 
 /// What the handlers of requests share. Cloning shares it.
 #[derive(Debug, Clone)]
 pub(super) struct Api {
     pub(super) health: Health,
     pub(super) desk: Desk,
+    pub(super) questions: Questions,
     pub(super) limits: LiveLimits,
     pub(super) monitor: Monitor,
     pub(super) reloader: SharedReloader,
+    pub(super) log: Threshold,
+}
+
+impl Api {
+    /// The body of a request as text, unless it is not said to be JSON.
+    ///
+    /// Nothing else is taken because browsers send anything else without asking: a page of any site
+    /// could publish, or disconnect, through a visitor who can reach this address.
+    pub(super) fn json_body<'b>(
+        &self,
+        head: &HeaderMap,
+        body: &'b [u8],
+    ) -> Result<&'b str, Refusal> {
+        let content_type = head.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+        let media_type = content_type.split(|&b| b == b';').next().unwrap_or_default();
+        if !media_type.trim_ascii().eq_ignore_ascii_case(b"application/json") {
+            return Err(NOT_JSON);
+        }
+        simdutf8::basic::from_utf8(body).map_err(|_| PublishError::InvalidJson.into())
+    }
 }
 
 /// The limits in force, which a reload replaces. Cloning shares them.
@@ -103,6 +128,12 @@ pub(super) fn json(status: StatusCode, body: Vec<u8>) -> Response {
     response
 }
 
+/// A JSON answer.
+pub(super) fn json_of(status: StatusCode, value: &impl Serialize) -> Response {
+    let body = serde_json::to_vec(value).expect("text and numbers are JSON");
+    json(status, body)
+}
+
 /// An answer that says what is wrong.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Refusal {
@@ -125,9 +156,26 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let mut body = Vec::new();
         self.put(&mut body);
-        json(self.status, body)
+        let mut response = json(self.status, body);
+        if self.status == StatusCode::UNAUTHORIZED {
+            // RFC 6750 section 3: the error only when there was a key.
+            let challenge = if self.code == "invalid_token" {
+                "Bearer realm=\"fanwire\", error=\"invalid_token\""
+            } else {
+                "Bearer realm=\"fanwire\""
+            };
+            let challenge = HeaderValue::from_static(challenge);
+            response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+        }
+        response
     }
 }
+
+const NOT_JSON: Refusal = Refusal {
+    status: StatusCode::UNSUPPORTED_MEDIA_TYPE,
+    code: "unsupported_media_type",
+    message: "Send JSON, with the field Content-Type: application/json.",
+};
 
 /// When to try again what could not be done for now, in seconds.
 const RETRY_AFTER_S: &str = "1";

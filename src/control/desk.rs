@@ -24,6 +24,7 @@ use monoio::io::AsyncReadRent;
 use monoio::net::UnixStream;
 use tracing::error;
 
+use super::questions::Questions;
 use crate::dialect::publish::{Publication, PublishError};
 use crate::io::uring::Bells;
 use crate::shard::publisher::{Publisher, Refused, Ticket};
@@ -40,13 +41,15 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// published.
 pub(super) type Outcome = Result<Option<u64>, Failure>;
 
-/// Why a publish was not published.
+/// Why a publish was not published, or a question has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Failure {
     /// It is wrong.
     Invalid(PublishError),
     /// Its room's shard is behind.
     Busy,
+    /// A shard has not answered what it was asked, in all the time that it may take.
+    Behind,
     /// The server is about to end.
     Draining,
 }
@@ -83,16 +86,18 @@ enum State {
 }
 
 impl Desk {
-    /// A desk at which requests hand in publishes, served on the runtime of the calling thread.
+    /// A desk at which requests hand in publishes, and one where they ask, served on the runtime of
+    /// the calling thread.
     ///
     /// # Errors
     /// When the bell cannot be watched.
-    pub(super) fn open(publishing: Publishing) -> io::Result<Self> {
-        let Publishing { publisher, bells, bell } = publishing;
+    pub(super) fn open(publishing: Publishing) -> io::Result<(Self, Questions)> {
+        let Publishing { publisher, inquirer, bells, bell } = publishing;
         let bell = UnixStream::from_std(bell)?;
+        let questions = Questions::new(inquirer, bells.clone());
         let desk = Self::new(publisher, bells, PATIENCE);
-        monoio::spawn(collect(desk.clone(), bell));
-        Ok(desk)
+        monoio::spawn(collect(desk.clone(), questions.clone(), bell));
+        Ok((desk, questions))
     }
 
     /// A desk of whose shards nobody is heard until [`Desk::take_answers`].
@@ -160,11 +165,17 @@ impl From<Refused> for Failure {
 }
 
 /// Takes in answers whenever a shard rings.
-async fn collect(desk: Desk, mut bell: UnixStream) {
+async fn collect(desk: Desk, questions: Questions, mut bell: UnixStream) {
     let mut rings = vec![0; 64];
     loop {
         desk.take_answers();
+        questions.take_answers();
+        // After that a shard rings for whatever it answers; so look once more before.
         if !desk.lock().publisher.fall_asleep() {
+            continue;
+        }
+        if questions.has_answers() {
+            desk.lock().publisher.wake_up();
             continue;
         }
         let (read, buffer) = bell.read(rings).await;

@@ -18,10 +18,16 @@ mod admin;
 mod api;
 mod desk;
 mod drain;
+mod guard;
+mod keys;
 mod metrics;
 mod monitor;
+mod operator;
+mod profile;
 mod publish;
+mod questions;
 mod reload;
+mod rooms;
 mod signals;
 mod startup;
 
@@ -33,18 +39,21 @@ use std::thread;
 use monoio::{FusionDriver, RuntimeBuilder};
 use tracing::{info, warn};
 
-use crate::config::{Admin, Conflict, Loaded};
+use crate::config::{Admin, Conflict, KeyFile, Loaded};
 use crate::io::host::{self, HostError, ListenError};
 use crate::logging::Threshold;
 use crate::shard::thread::{Publishing, ShardPanicked, Shards, StartError, Totals};
 
 use api::{Api, Health, LiveLimits};
 use desk::Desk;
+use guard::Guard;
+use keys::Keys;
 use monitor::Monitor;
 use reload::{Reloader, SharedReloader};
 use signals::{EndSignal, Signal, Signals};
 use startup::Startup;
 
+pub use keys::KeyError;
 pub use reload::Load;
 
 /// Runs the server with `loaded` until it is told to stop; returns when every shard has ended. To
@@ -70,10 +79,12 @@ pub fn serve(loaded: Loaded, load: Load, log: Threshold) -> Result<(), ServeErro
         Admin::At(address) => Some(host::listen(address, admin::BACKLOG)?),
     };
     let admin_address = admin.as_ref().and_then(|listener| listener.local_addr().ok());
-    if let Some(address) = admin_address.filter(|address| !address.ip().is_loopback()) {
+    let keys = Keys::read(&settings.admin_key_file)?;
+    let is_open = settings.admin_key_file == KeyFile::Off;
+    if let Some(address) = admin_address.filter(|it| is_open && !it.ip().is_loopback()) {
         warn!(
-            "the admin interface on {address} has no authentication and is not on a loopback \
-             address: whoever reaches it can publish to every room"
+            "the admin interface on {address} needs no key and is not on a loopback address: \
+             whoever reaches it can publish to every room and disconnect everybody"
         );
     }
 
@@ -89,16 +100,25 @@ pub fn serve(loaded: Loaded, load: Load, log: Threshold) -> Result<(), ServeErro
     let shard_count = startup.plan.shards;
     let (shards, publishing) = Shards::start(startup.plan)?;
     let controls = shards.controls();
-    let reloader =
-        Reloader { load, loaded, log, controls, shards: shard_count, limits: limits.clone() };
-    let reloader = SharedReloader::new(reloader);
+    let (opens, level) = (keys.clone(), log.clone());
+    let reloader = SharedReloader::new(Reloader {
+        load,
+        loaded,
+        log,
+        keys: opens,
+        controls,
+        shards: shard_count,
+        limits: limits.clone(),
+    });
     let monitor = Monitor::new(shards.observed());
-    let admin = admin.map(|listener| Interface {
+    let admin = admin.zip(admin_address).map(|(listener, address)| Interface {
         listener,
+        guard: Guard::new(keys, address),
         limits,
         publishing,
         monitor,
         reloader: reloader.clone(),
+        log: level,
     });
     start_control(admin, signals, reloader, shards.totals()).map_err(ServeError::Control)?;
     info!("{announcement}");
@@ -138,19 +158,21 @@ fn start_control(
 /// What the admin interface needs, if there is one.
 struct Interface {
     listener: TcpListener,
+    guard: Guard,
     limits: LiveLimits,
     publishing: Publishing,
     monitor: Monitor,
     reloader: SharedReloader,
+    log: Threshold,
 }
 
 impl Interface {
     /// Begins to serve it, on the runtime of the calling thread.
     fn open(self, health: Health) -> io::Result<()> {
-        let Self { listener, limits, publishing, monitor, reloader } = self;
-        let desk = Desk::open(publishing)?;
+        let Self { listener, guard, limits, publishing, monitor, reloader, log } = self;
+        let (desk, questions) = Desk::open(publishing)?;
         monoio::spawn(monitor.clone().watch());
-        Api { health, desk, limits, monitor, reloader }.start(listener)
+        Api { health, desk, questions, limits, monitor, reloader, log }.start(listener, guard)
     }
 }
 
@@ -196,6 +218,9 @@ pub enum ServeError {
     /// The settings do not fit this host.
     #[error(transparent)]
     Conflict(#[from] Conflict),
+    /// The admin interface has no keys.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
     /// No handlers for SIGTERM, SIGINT and SIGHUP.
     #[error("cannot watch for signals: {0}")]
     Signals(io::Error),

@@ -12,31 +12,26 @@
 //! | 415    | the Content-Type is not `application/json`                                       |
 //! | 429    | the room's shard is behind; a batch: no item was taken, some because of that     |
 //! | 503    | the server drains                                                                |
-//!
-//! Nothing but `application/json` is taken because browsers send anything else without asking: a
-//! page of any site could publish through a visitor who can reach this address.
 
 use std::iter;
 
-use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::http::header::{CONTENT_TYPE, HeaderMap};
+use axum::http::header::HeaderMap;
 use axum::response::Response;
-use axum::routing::post;
 
 use super::api::{Api, Refusal, json};
 use super::desk::{Failure, Outcome};
 use crate::dialect::native::ErrorCode;
 use crate::dialect::publish::{PublishError, parse, parse_batch};
 
-pub(super) fn routes() -> Router<Api> {
-    Router::new().route("/v1/publish", post(one)).route("/v1/publish/batch", post(batch))
-}
-
-async fn one(State(api): State<Api>, head: HeaderMap, body: Bytes) -> Result<Response, Refusal> {
-    let item = api.json_body(&head, &body)?;
+pub(super) async fn one(
+    State(api): State<Api>,
+    head: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Refusal> {
+    let item = publish_body(&api, &head, &body)?;
     let publication = parse(item, &api.limits.get())?;
     let room_id = publication.room_id.clone().into_owned();
     let outcomes = api.desk.publish(iter::once(Ok(publication))).await;
@@ -49,34 +44,25 @@ async fn one(State(api): State<Api>, head: HeaderMap, body: Bytes) -> Result<Res
     Ok(json(StatusCode::OK, answer))
 }
 
-async fn batch(State(api): State<Api>, head: HeaderMap, body: Bytes) -> Result<Response, Refusal> {
-    let items = parse_batch(api.json_body(&head, &body)?)?;
+pub(super) async fn batch(
+    State(api): State<Api>,
+    head: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Refusal> {
+    let items = parse_batch(publish_body(&api, &head, &body)?)?;
     let limits = api.limits.get();
     let publications = items.iter().map(|item| parse(item.get(), &limits));
     let outcomes = api.desk.publish(publications).await;
     Ok(json(batch_status(&outcomes), batch_answer(&outcomes)))
 }
 
-impl Api {
-    /// The body of a request to publish, unless it cannot be taken.
-    fn json_body<'b>(&self, head: &HeaderMap, body: &'b [u8]) -> Result<&'b str, Refusal> {
-        if self.health.is_draining() {
-            return Err(Failure::Draining.into());
-        }
-        let content_type = head.get(CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
-        let media_type = content_type.split(|&b| b == b';').next().unwrap_or_default();
-        if !media_type.trim_ascii().eq_ignore_ascii_case(b"application/json") {
-            return Err(NOT_JSON);
-        }
-        simdutf8::basic::from_utf8(body).map_err(|_| PublishError::InvalidJson.into())
+/// The body of a request to publish, unless it cannot be taken.
+fn publish_body<'b>(api: &Api, head: &HeaderMap, body: &'b [u8]) -> Result<&'b str, Refusal> {
+    if api.health.is_draining() {
+        return Err(Failure::Draining.into());
     }
+    api.json_body(head, body)
 }
-
-const NOT_JSON: Refusal = Refusal {
-    status: StatusCode::UNSUPPORTED_MEDIA_TYPE,
-    code: "unsupported_media_type",
-    message: "Send JSON, with the field Content-Type: application/json.",
-};
 
 /// Of the items when nothing was published and that is not their own fault, otherwise 200.
 fn batch_status(outcomes: &[Outcome]) -> StatusCode {
@@ -126,10 +112,15 @@ impl From<Failure> for Refusal {
                 code: ErrorCode::ServerBusy.code(),
                 message: ErrorCode::ServerBusy.message(),
             },
+            Failure::Behind => Self {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                code: "shard_behind",
+                message: "A shard has too much to do to answer in time; try again later.",
+            },
             Failure::Draining => Self {
                 status: StatusCode::SERVICE_UNAVAILABLE,
                 code: "draining",
-                message: "The server is about to end; publish to another one.",
+                message: "The server is about to end; turn to another one.",
             },
         }
     }

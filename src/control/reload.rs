@@ -7,16 +7,15 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
-use axum::routing::post;
 use serde_json::{Value, json};
 use tracing::{error, info, warn};
 
 use super::api::{self, Api, LiveLimits, Refusal};
 use super::desk::Failure;
+use super::keys::{KeyError, Keys};
 use crate::config::{Change, ConfigError, Loaded};
 use crate::logging::Threshold;
 use crate::shard::thread::{Controls, ShardBusy};
@@ -24,11 +23,8 @@ use crate::shard::thread::{Controls, ShardBusy};
 /// Reads the configuration from where it was read at the start.
 pub type Load = fn() -> Result<Loaded, ConfigError>;
 
-pub(super) fn routes() -> Router<Api> {
-    Router::new().route("/v1/reload", post(reload))
-}
-
-async fn reload(State(api): State<Api>) -> Result<Response, Refusal> {
+/// `POST /v1/reload`.
+pub(super) async fn reload(State(api): State<Api>) -> Result<Response, Refusal> {
     if api.health.is_draining() {
         return Err(Failure::Draining.into());
     }
@@ -39,7 +35,7 @@ async fn reload(State(api): State<Api>) -> Result<Response, Refusal> {
         }
         Err(error) => {
             let (status, code) = match error {
-                ReloadError::Config(_) => {
+                ReloadError::Config(_) | ReloadError::Keys(_) => {
                     (StatusCode::UNPROCESSABLE_ENTITY, "invalid_configuration")
                 }
                 ReloadError::Busy(_) => (StatusCode::SERVICE_UNAVAILABLE, "server_busy"),
@@ -77,6 +73,7 @@ pub(super) struct Reloader {
     /// In force now.
     pub(super) loaded: Loaded,
     pub(super) log: Threshold,
+    pub(super) keys: Keys,
     pub(super) controls: Controls,
     /// How many shards run, whatever the settings say.
     pub(super) shards: usize,
@@ -98,6 +95,9 @@ pub(super) enum ReloadError {
     /// The configuration is wrong, or its live settings do not fit the others.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The keys of the admin interface cannot be had.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
     /// A shard cannot be told.
     #[error(transparent)]
     Busy(#[from] ShardBusy),
@@ -113,10 +113,13 @@ impl Reloader {
     fn try_reload(&mut self, why: &str) -> Result<Reloaded, ReloadError> {
         let new = (self.load)()?;
         let reloaded = self.loaded.with_live(&new)?;
+        // Read also if the setting is the same: what it names may not be.
+        let keys = Keys::read(&new.settings.admin_key_file)?;
         let per_shard = self.limits.get().connections_per_shard_max;
         let limits = Arc::new(reloaded.settings.limits(self.shards, per_shard));
         self.controls.set_limits(Arc::clone(&limits))?;
         self.limits.set(limits);
+        self.keys.replace(keys);
         let old = std::mem::replace(&mut self.loaded, reloaded).settings;
         let (changed, needs_restart): (Vec<_>, Vec<_>) =
             old.changes(&new.settings).into_iter().partition(|change| change.is_live);

@@ -77,6 +77,17 @@ struct Home {
     congested: bool,
 }
 
+/// What the home knows of one room, for whoever lists rooms.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    /// Its name.
+    pub name: RoomName,
+    /// The newest offset: also how often was published to it since it exists.
+    pub offset: u64,
+    /// The shards that have members, or are about to, and the room's key there.
+    pub shards: Vec<(ShardId, Key)>,
+}
+
 #[derive(Debug)]
 struct Subscriber {
     shard: ShardId,
@@ -219,6 +230,30 @@ impl HomeTable {
         Some(self.publish(key, message, now))
     }
 
+    /// One past the highest slot ever used: the bound for a walk with [`HomeTable::name_at`].
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        self.rooms.slots()
+    }
+
+    /// The name of the room in `slot`, if there is one. A room keeps its slot.
+    #[must_use]
+    pub fn name_at(&self, slot: u32) -> Option<&RoomName> {
+        Some(&self.rooms.get(self.rooms.key_at(slot)?)?.name)
+    }
+
+    /// What there is to say of the room in `slot`, if there is one.
+    #[must_use]
+    pub fn list_at(&self, slot: u32) -> Option<Listing> {
+        Some(self.rooms.get(self.rooms.key_at(slot)?)?.list())
+    }
+
+    /// What there is to say of the room called `name`, if there is one.
+    #[must_use]
+    pub fn list(&self, name: &RoomName) -> Option<Listing> {
+        Some(self.rooms.get(*self.by_name.get(name)?)?.list())
+    }
+
     /// Hands new frames to every subscriber through `send`, which takes the shard and the room's
     /// key there and says whether the mailbox had room. Frames that do not get through wait.
     pub fn flush(&mut self, mut send: impl FnMut(ShardId, Key, Frames) -> bool) {
@@ -281,6 +316,11 @@ impl Home {
             unflushed: false,
             congested: false,
         }
+    }
+
+    fn list(&self) -> Listing {
+        let shards = self.subscribers.iter().map(|subscriber| (subscriber.shard, subscriber.room));
+        Listing { name: self.name.clone(), offset: self.offset, shards: shards.collect() }
     }
 
     fn flush(&mut self, send: &mut impl FnMut(ShardId, Key, Frames) -> bool) {

@@ -174,6 +174,17 @@ impl<W> Room<W> {
         self.settle();
     }
 
+    /// Bytes of the log that the member at `index` has still to be sent; for one that has been
+    /// overtaken, all that is kept.
+    #[must_use]
+    pub fn behind_bytes(&self, index: u32) -> u64 {
+        let member = self.member(index);
+        match member.standing {
+            Standing::Current | Standing::Behind => self.log.head() - member.cursor,
+            Standing::Overtaken => self.log.len(),
+        }
+    }
+
     /// Whether the member at `index` is to be disconnected as a slow consumer.
     #[must_use]
     pub fn is_too_slow(&self, index: u32, now: Instant) -> bool {
@@ -300,6 +311,12 @@ impl<W> RoomTable<W> {
     #[must_use]
     pub fn slots(&self) -> u32 {
         self.rooms.slots()
+    }
+
+    /// The room in `slot`, if there is one.
+    #[must_use]
+    pub fn at(&self, slot: u32) -> Option<&Room<W>> {
+        self.rooms.get(self.rooms.key_at(slot)?)
     }
 
     /// The rooms, in no particular order.

@@ -407,6 +407,24 @@ impl Memberships {
         }
     }
 
+    /// The display name that was given last.
+    #[must_use]
+    pub fn user(&self) -> Option<&str> {
+        match self {
+            Self::Many(named) => named.last_user_id.as_deref(),
+            Self::None | Self::One { .. } => None,
+        }
+    }
+
+    /// The display name in `room`.
+    #[must_use]
+    pub fn user_in(&self, room: Key) -> Option<&str> {
+        match self {
+            Self::Many(named) => named.rooms[named.find(room).ok()?].user_id.as_deref(),
+            Self::None | Self::One { .. } => None,
+        }
+    }
+
     /// Notes the display name if one is given, and returns the one that was given last.
     pub fn name(&mut self, user_id: Option<Rc<str>>) -> Option<Rc<str>> {
         match user_id {

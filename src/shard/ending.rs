@@ -30,7 +30,7 @@ const PEER_CODES: [&str; 15] = [
 const NO_CODE: &str = "none";
 
 /// The reasons that are neither the peer's close nor its violation of the protocol.
-const OTHERS: [Reason; 8] = [
+const OTHERS: [Reason; 13] = [
     Reason::PeerGone,
     Reason::Broken(Errno::RESET),
     Reason::TokenExpired,
@@ -39,6 +39,11 @@ const OTHERS: [Reason; 8] = [
     Reason::SendTimeout,
     Reason::PongTimeout,
     Reason::Drain,
+    Reason::Operator(CloseCode::NORMAL),
+    Reason::Operator(CloseCode::GOING_AWAY),
+    Reason::Operator(CloseCode::POLICY_VIOLATION),
+    Reason::Operator(CloseCode(3000)),
+    Reason::Operator(CloseCode(4000)),
 ];
 
 impl Reason {
@@ -58,6 +63,7 @@ impl Reason {
             Self::PongTimeout => "pong_timeout",
             Self::CloseTimeout => "close_timeout",
             Self::Drain => "drain",
+            Self::Operator(_) => "operator",
         }
     }
 
@@ -70,6 +76,7 @@ impl Reason {
             Self::Forbidden => Some(CloseCode::FORBIDDEN),
             Self::SlowConsumer => Some(CloseCode::TRY_AGAIN_LATER),
             Self::Drain => Some(CloseCode::GOING_AWAY),
+            Self::Operator(code) => Some(code),
             Self::PeerGone
             | Self::Broken(_)
             | Self::Refused(_)
@@ -86,7 +93,11 @@ impl Reason {
         match self {
             Self::PeerClosed(code) => Some(peer_code(code)),
             Self::Violation(error) => Some(PEER_CODES.len() + error as usize),
-            _ => OTHERS.iter().position(|it| it.name() == self.name()).map(|at| others + at),
+            _ => {
+                let own = (self.name(), self.close_code().map(class));
+                let is_it = |it: &Reason| (it.name(), it.close_code().map(class)) == own;
+                OTHERS.iter().position(is_it).map(|at| others + at)
+            }
         }
     }
 }
@@ -101,11 +112,19 @@ const fn peer_code(code: Option<CloseCode>) -> usize {
     }
 }
 
+/// What is counted together: the codes of applications by the thousand.
+const fn class(CloseCode(code): CloseCode) -> CloseCode {
+    CloseCode(if code < 3000 { code } else { code / 1000 * 1000 })
+}
+
 /// The name and the close code of each of the [`ENDINGS`], in their order.
 pub(super) fn endings() -> impl Iterator<Item = (&'static str, String)> {
     let peer = PEER_CODES.map(|code| (Reason::PeerClosed(None).name(), code.to_owned()));
     let ours = ProtocolError::ALL.into_iter().map(Reason::Violation).chain(OTHERS);
-    let label = |code: CloseCode| code.to_string();
+    let label = |code: CloseCode| match class(code) {
+        CloseCode(thousand @ 3000..) => format!("{}xxx", thousand / 1000),
+        code => code.to_string(),
+    };
     let ours = ours.map(move |it| (it.name(), it.close_code().map_or(NO_CODE.into(), label)));
     peer.into_iter().chain(ours)
 }

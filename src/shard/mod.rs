@@ -27,7 +27,9 @@
 //! | `ending`        | the end of connections on record: names, close codes, the log line |
 //! | [`metrics`]     | what a shard counts; [`histogram`]: how long things take           |
 //! | [`message`]     | what shards and the control thread say to each other               |
-//! | [`publisher`]   | publishes of the control thread, and its queues                    |
+//! | [`calls`]       | what the control thread hands in and is answered, in order         |
+//! | [`publisher`]   | calls to publish                                                   |
+//! | [`question`]    | calls to say who is here, and to disconnect them                   |
 //! | [`thread`]      | real shards on real threads                                        |
 //!
 //! Every step is bounded (the constants below), so nothing on a shard waits for long, whatever
@@ -35,6 +37,7 @@
 
 mod admission;
 mod authority;
+pub mod calls;
 pub mod connection;
 pub mod deadlines;
 pub mod drain;
@@ -47,6 +50,7 @@ pub mod message;
 pub mod metrics;
 mod output;
 pub mod publisher;
+pub mod question;
 mod slow;
 pub mod thread;
 
@@ -60,7 +64,7 @@ use bytes::BytesMut;
 
 use crate::config::Limits;
 use crate::id::{HomeHasher, ShardId};
-use crate::io::mailbox::{Lanes, Sleepers};
+use crate::io::mailbox::{Lanes, Sleeper, Sleepers};
 use crate::io::{Completion, Io, Operation, Wait};
 use crate::logging::Limiter;
 use crate::protocol::{HandshakeError, PartialBudget, ProtocolError};
@@ -78,6 +82,7 @@ use message::{Control, Delivery, Request};
 use metrics::{Sent, ShardMetrics};
 use output::{Reason, Staged};
 use publisher::{Inlet, Publisher};
+use question::{Asked, Enquiries, Inquirer};
 
 /// Sends to members of rooms in one tick of a shard with a CPU of its own: some 2.5 ms of work.
 /// With 128 a delivery took 1.16 times the CPU (10,000 members, 16 messages under way, 5 pairs).
@@ -92,6 +97,8 @@ const SENDS_PER_TURN_OF_MANY: usize = 96;
 const REPLIES_PER_TICK: usize = bound(1024, 6);
 /// Messages taken from one mailbox in one tick.
 const MESSAGES_PER_MAILBOX: usize = bound(256, 5);
+/// What a question may look at in one tick: slots, members, what is listed; a close counts twice.
+const LOOKS_PER_TICK: usize = bound(1024, 5);
 /// Slots that heartbeats visit in one tick, up to the end of a stripe: at most so many pings leave
 /// together.
 pub(crate) const SLOTS_PER_TICK: u32 = bound(1024, 7) as u32;
@@ -131,6 +138,7 @@ pub struct Ends {
     census: Census,
     control: rtrb::Consumer<Control>,
     inlet: Inlet,
+    enquiries: Enquiries,
 }
 
 /// The control thread's ends of all shards, see [`Ends::mesh`].
@@ -140,6 +148,8 @@ pub struct ControlEnds {
     pub controls: Vec<rtrb::Producer<Control>>,
     /// The queues for publishes.
     pub publisher: Publisher,
+    /// The queues for questions.
+    pub inquirer: Inquirer,
 }
 
 /// How many connections all shards hold together. Touched once at the beginning and once at the
@@ -179,14 +189,17 @@ impl Ends {
         let shards = homes.shards();
         let sleepers = Sleepers::new(shards);
         let census = Census::default();
-        let (publisher, inlets) = Publisher::new(homes, &sleepers, limits.publish_queue_len_max);
+        let own = Arc::new(Sleeper::default());
+        let len_max = limits.publish_queue_len_max;
+        let (publisher, inlets) = Publisher::new(homes, &sleepers, Arc::clone(&own), len_max);
+        let (inquirer, enquiries) = Inquirer::new(homes, &sleepers, &own);
         let mut controls = Vec::with_capacity(shards);
         let ends = Lanes::mesh(shards, limits.mailbox_len_max)
             .into_iter()
             .zip(Lanes::mesh(shards, limits.mailbox_len_max))
-            .zip(inlets)
+            .zip(inlets.into_iter().zip(enquiries))
             .enumerate()
-            .map(|(index, ((requests, deliveries), inlet))| {
+            .map(|(index, ((requests, deliveries), (inlet, enquiries)))| {
                 let (producer, control) = rtrb::RingBuffer::new(CONTROLS_MAX);
                 controls.push(producer);
                 Self {
@@ -198,10 +211,11 @@ impl Ends {
                     census: census.clone(),
                     control,
                     inlet,
+                    enquiries,
                 }
             })
             .collect();
-        (ends, ControlEnds { controls, publisher })
+        (ends, ControlEnds { controls, publisher, inquirer })
     }
 
     /// How many messages, requests and publishes the mailboxes hold.
@@ -294,6 +308,8 @@ pub struct Shard<I: Io> {
     /// Shards that drain and want to know when they have got everything from here, and which step
     /// of theirs it is for.
     fences: Vec<(ShardId, u32)>,
+    /// The question that is being answered.
+    asked: Option<Box<Asked>>,
 }
 
 /// Whether a listener accepts connections.
@@ -349,6 +365,7 @@ impl<I: Io> Shard<I> {
             finished: Vec::new(),
             drain: None,
             fences: Vec::new(),
+            asked: None,
             io,
             ends,
             limits,
@@ -384,6 +401,7 @@ impl<I: Io> Shard<I> {
         self.take_control(now);
         self.handle_completions();
         self.drain_some(now);
+        self.answer_some();
         self.expire_deadlines(now);
         self.expire_tokens(now);
         self.verify_some();
@@ -429,6 +447,7 @@ impl<I: Io> Shard<I> {
             || self.staged.len() >= SENDS_TIMED
             || !self.active.is_empty()
             || self.authority.has_waiting()
+            || self.is_asked()
             || (!self.readable.is_empty() && self.io.receives_left() > 0)
             || self.policies_due < self.rooms.slots();
         if more_to_do {
@@ -451,7 +470,9 @@ impl<I: Io> Shard<I> {
 
     /// Whether a mailbox holds something that could be taken in now.
     fn has_mail(&self) -> bool {
-        !self.ends.control.is_empty() || (!self.congested && self.ends.has_messages())
+        !self.ends.control.is_empty()
+            || self.ends.enquiries.has_input()
+            || (!self.congested && self.ends.has_messages())
     }
 
     fn wake_others(&mut self) {
@@ -462,7 +483,12 @@ impl<I: Io> Shard<I> {
                 self.io.submit(Operation::Wake { shard });
             }
         }
-        self.wake_publisher();
+        // Both are asked: each remembers what it has said since the last wake-up.
+        let published = self.ends.inlet.must_wake_caller();
+        let answered = self.ends.enquiries.must_wake_caller();
+        if published || answered {
+            self.io.submit(Operation::WakeControl);
+        }
     }
 
     fn take_control(&mut self, now: Instant) {
@@ -530,7 +556,7 @@ impl<I: Io> Shard<I> {
             active: self.active.len(),
             stalled: self.stalled.len(),
             links: self.links.len(),
-            mail: usize::from(self.ends.has_messages()),
+            mail: usize::from(self.ends.has_messages() || self.is_asked()),
             deadlines: usize::from(self.deadlines.next().is_some()),
             tokens: self.authority.len(),
         }

@@ -84,6 +84,8 @@ pub(super) enum Reason {
     CloseTimeout,
     /// The server shuts down.
     Drain,
+    /// An operator wanted it so, and this close code.
+    Operator(CloseCode),
 }
 
 impl<I: Io> Shard<I> {

@@ -12,6 +12,7 @@ use tracing::{info, warn};
 use super::message::Control;
 use super::metrics::ShardMetrics;
 use super::publisher::Publisher;
+use super::question::Inquirer;
 use super::{ControlEnds, Ends, Shard, Status};
 use crate::config::Limits;
 use crate::id::HomeHasher;
@@ -113,6 +114,8 @@ pub struct Observed {
 pub struct Publishing {
     /// The queues to and from the shards.
     pub publisher: Publisher,
+    /// The same for questions; its owner sleeps and wakes with the publisher's.
+    pub inquirer: Inquirer,
     /// Wakes the shards that [`Publisher::wake_shards`] names.
     pub bells: Bells,
     /// Readable when a shard wakes the thread that has said [`Publisher::fall_asleep`]; what it
@@ -195,7 +198,7 @@ impl Shards {
         let (started, outcomes) = mpsc::channel();
         let (end, ended) = mpsc::channel();
         let (ends, control_ends) = Ends::mesh(&HomeHasher::new(shards), &limits);
-        let ControlEnds { controls, publisher } = control_ends;
+        let ControlEnds { controls, publisher, inquirer } = control_ends;
         let controls = Controls::new(controls, bells.clone());
         let (mut threads, mut observed) = (Vec::new(), Vec::new());
         for (index, ends) in ends.into_iter().enumerate() {
@@ -226,7 +229,7 @@ impl Shards {
         match first_error {
             None => {
                 let shards = Self { threads, controls, ended, observed };
-                Ok((shards, Publishing { publisher, bells, bell }))
+                Ok((shards, Publishing { publisher, inquirer, bells, bell }))
             }
             Some(error) => {
                 controls.drain();

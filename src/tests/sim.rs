@@ -79,13 +79,15 @@ fn sim_keeps_its_promises() {
         (total(|o| o.pings), total(|o| o.vanished), total(|o| o.pong_timeouts));
     let (published, busy) = (total(|o| o.published), total(|o| o.busy));
     let reloads = total(|outcome| outcome.reloads);
+    let listed = total(|o| o.listed);
     println!(
         "{} seeds: {steps} steps, {delivered} deliveries, {short} short sends, \
          {slow} slow consumers, {to_newest} skipped to the newest, {oldest} dropped as the oldest, \
          {told} of them told, {accounted} worlds accounted for, \
          {drained} drains of {farewells} members, {pings} pings, \
          {vanished} vanished, {cut} cut, \
-         {published} published by backends, {busy} refused, {reloads} reloads",
+         {published} published by backends, {busy} refused, {listed} members listed, \
+         {reloads} reloads",
         outcomes.len()
     );
     if outcomes.len() >= 100 {
@@ -93,7 +95,8 @@ fn sim_keeps_its_promises() {
         assert!(farewells > SEEDS / 2);
         assert!(to_newest > SEEDS && oldest > SEEDS && told > SEEDS && accounted > 0);
         assert!(pings > SEEDS && vanished > SEEDS / 4 && cut > SEEDS / 8);
-        assert!(published > SEEDS && busy > SEEDS && reloads > SEEDS / 4);
+        assert!(published > SEEDS && busy > SEEDS && listed > SEEDS);
+        assert!(reloads > SEEDS / 4);
     }
 }
 

@@ -202,13 +202,27 @@ impl Client {
         assert_eq!(reply.id.as_deref(), Some("\"silence\""), "{reply:?}");
     }
 
+    /// Asks for `count` pongs at once, and takes them.
+    pub fn expect_pongs(&mut self, count: usize) {
+        for _ in 0..count {
+            self.queue(Message::text(r#"{"type":"ping"}"#));
+        }
+        self.flush();
+        (0..count).for_each(|_| assert_eq!(self.receive_reply().kind, "pong"));
+    }
+
     /// Reads up to the server's close frame, answers it, and gives its code.
     pub fn expect_close(&mut self) -> Option<u16> {
+        self.expect_close_frame().map(|(code, _)| code)
+    }
+
+    /// The same, with the reason.
+    pub fn expect_close_frame(&mut self) -> Option<(u16, String)> {
         loop {
             if let Message::Close(close) = self.receive() {
                 // Sends tungstenite's answer; the server may hang up at the same moment.
                 let _ = self.socket.flush();
-                return close.map(|close| u16::from(close.code));
+                return close.map(|close| (u16::from(close.code), close.reason.to_string()));
             }
         }
     }

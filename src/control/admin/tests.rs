@@ -5,10 +5,12 @@ use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use monoio::{LegacyDriver, RuntimeBuilder};
 
 use super::*;
-use crate::config::{ConfigError, Limits, Loaded, LogFormat, LogLevel};
+use crate::config::{ConfigError, KeyFile, Limits, Loaded, LogFormat, LogLevel};
 use crate::control::api::Health;
 use crate::control::desk::Desk;
+use crate::control::keys::Keys;
 use crate::control::monitor::Monitor;
+use crate::control::questions::Questions;
 use crate::control::reload::{Reloader, SharedReloader};
 use crate::id::HomeHasher;
 use crate::io::uring::Bells;
@@ -26,14 +28,17 @@ fn api(publish_queue_len_max: usize) -> (Api, Vec<Ends>) {
         load,
         loaded: load().unwrap(),
         log: logging::start(LogFormat::Text, LogLevel::Error),
+        keys: Keys::read(&KeyFile::Off).unwrap(),
         controls: Controls::new(control.controls, bells.clone()),
         shards: 1,
         limits: live.clone(),
     });
     // Who has no patience is refused at once.
+    let questions = Questions::impatient(control.inquirer, bells.clone());
     let desk = Desk::new(control.publisher, bells, Duration::ZERO);
     let monitor = Monitor::new(Vec::new());
-    (Api { health: Health::default(), desk, limits: live, monitor, reloader }, ends)
+    let log = logging::start(LogFormat::Text, LogLevel::Info);
+    (Api { health: Health::default(), desk, questions, limits: live, monitor, reloader, log }, ends)
 }
 
 fn load() -> Result<Loaded, ConfigError> {
@@ -53,7 +58,7 @@ async fn answer(api: &Api, request: Request<Body>) -> (u16, HeaderMap, String) {
 }
 
 fn run<T>(future: impl Future<Output = T>) -> T {
-    RuntimeBuilder::<LegacyDriver>::new().build().unwrap().block_on(future)
+    RuntimeBuilder::<LegacyDriver>::new().enable_timer().build().unwrap().block_on(future)
 }
 
 /// Polls `future` once: a request is handed in with that, and its answer waits for the shard.
@@ -151,4 +156,45 @@ fn clients_that_go_keep_their_places_until_the_shard_has_answered() {
         let (status, ..) = answer(&api, request("POST", "/v1/publish", ONE)).await;
         assert_eq!(status, 503, "the shard has ended, and all places are free again");
     });
+}
+
+#[test]
+fn a_shard_that_does_not_answer_is_answered_503() {
+    let (api, ends) = api(2);
+    run(async {
+        for path in ["/v1/rooms", "/v1/rooms/raw/lobby", "/v1/top"] {
+            let (status, fields, body) = answer(&api, request("GET", path, "")).await;
+            assert_eq!((status, &fields[RETRY_AFTER]), (503, &HeaderValue::from_static("1")));
+            assert!(body.contains(r#""code":"shard_behind""#), "{body}");
+        }
+        // What was asked keeps its place until it is answered, and there are only so many.
+        for _ in 3..CONNECTIONS_MAX {
+            let (status, ..) = answer(&api, request("GET", "/v1/top", "")).await;
+            assert_eq!(status, 503);
+        }
+        let (status, fields, body) = answer(&api, request("GET", "/v1/top", "")).await;
+        assert_eq!((status, &fields[RETRY_AFTER]), (429, &HeaderValue::from_static("1")));
+        assert!(body.contains(r#""code":"server_busy""#), "{body}");
+        drop(ends);
+        api.questions.take_answers();
+        let (status, _, body) = answer(&api, request("GET", "/v1/top", "")).await;
+        assert_eq!(status, 503);
+        assert!(body.contains(r#""code":"draining""#), "{body}");
+    });
+}
+
+/// The description names every route, and nothing else.
+#[test]
+fn the_description_is_complete() {
+    let described: Value = serde_json::from_str(DESCRIPTION).unwrap();
+    let mut there: Vec<String> = Vec::new();
+    for (path, item) in described["paths"].as_object().unwrap() {
+        let methods = item.as_object().unwrap().keys().filter(|key| *key != "parameters");
+        there.extend(methods.map(|method| format!("{} {path}", method.to_uppercase())));
+    }
+    let mut routes: Vec<String> =
+        routes().iter().map(|route| format!("{} {}", route.method, route.path)).collect();
+    there.sort();
+    routes.sort();
+    assert_eq!(there, routes);
 }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::*;
-use crate::slab::Slab;
+use crate::slab::{Key, Slab};
 
 /// As many publishes may be under way.
 const LEN_MAX: usize = 4;
@@ -18,7 +18,7 @@ struct Bench {
 fn bench(shards: usize) -> Bench {
     let sleepers = Sleepers::new(shards);
     let homes = HomeHasher::with_key(shards, 7);
-    let (publisher, inlets) = Publisher::new(&homes, &sleepers, LEN_MAX);
+    let (publisher, inlets) = Publisher::new(&homes, &sleepers, Arc::default(), LEN_MAX);
     Bench { publisher, inlets, sleepers, request: Slab::new().insert(()) }
 }
 
@@ -53,7 +53,7 @@ fn no_more_are_under_way_than_fit_into_both_rings() {
         assert_eq!(bench.publish("room", 99), Err(Refused::Busy));
         // The shard has taken them in and answered, but the answers still need their places.
         for offset in 1..=LEN_MAX as u64 {
-            let taken = bench.inlets[0].publishes.pop().expect("published");
+            let taken = bench.inlets[0].take().expect("published");
             assert_eq!(taken.room, RoomName::new(NameSpace::Raw, "room"));
             bench.inlets[0].answer(Some(offset));
         }

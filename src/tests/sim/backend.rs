@@ -1,4 +1,5 @@
-//! A backend: publishes without being a member, through the queues of the control thread.
+//! A backend: publishes without being a member, and asks who is there, through the queues of the
+//! control thread.
 //!
 //! It rests until a shard wakes it, so a lost wake-up shows as answers that never come.
 
@@ -9,10 +10,12 @@ use rand::RngExt;
 
 use super::check::{Checker, Room};
 use super::net::Net;
-use super::peer::{ROOM_NAMES, padding};
+use super::peer::{ROOM_NAMES, padding, pick};
 use super::world::Plan;
 use crate::dialect::publish::{Content, Publication};
+use crate::id::ShardId;
 use crate::shard::publisher::{Publisher, Refused, Ticket};
+use crate::shard::question::{Answer, Inquirer, Question};
 use crate::slab::{Key, Slab};
 
 /// The name by which the checker knows it; no peer has that number.
@@ -30,10 +33,18 @@ pub(super) struct Backend {
     /// Publishes that members were there for, and publishes refused for want of room.
     pub(super) published: u64,
     pub(super) busy: u64,
+    inquirer: Inquirer,
+    /// What was asked and has no answer, by the number in the ticket.
+    asked: BTreeMap<u32, (usize, usize)>,
+    questions: u32,
+    /// Rooms that were listed, and their keys where they have members.
+    rooms: Vec<(ShardId, Key)>,
+    /// Members that were listed.
+    pub(super) listed: u64,
 }
 
 impl Backend {
-    pub(super) fn new(mut publisher: Publisher) -> Self {
+    pub(super) fn new(mut publisher: Publisher, inquirer: Inquirer) -> Self {
         assert!(publisher.fall_asleep(), "nothing was published yet");
         Self {
             publisher,
@@ -42,15 +53,90 @@ impl Backend {
             left: 0,
             published: 0,
             busy: 0,
+            inquirer,
+            asked: BTreeMap::new(),
+            questions: 0,
+            rooms: Vec::new(),
+            listed: 0,
         }
     }
 
-    /// Publishes a batch.
+    /// Questions and publishes without an answer.
+    pub(super) fn waits_for(&self) -> usize {
+        self.left + self.asked.len()
+    }
+
+    /// Publishes a batch, or asks something.
     pub(super) fn act(&mut self, plan: &Plan, net: &mut Net, check: &mut Checker) {
+        if net.chance(0.3) {
+            return self.ask(plan, net);
+        }
         for _ in 0..net.rng.random_range(1..=6) {
             self.publish(plan, net, check);
         }
         self.publisher.wake_shards(|shard| net.wake(shard.index()));
+    }
+
+    fn ask(&mut self, plan: &Plan, net: &mut Net) {
+        let (from, limit) = (pick(net, &[0, 0, 3, 300]), pick(net, &[1, 2, 50]));
+        let (listed, mut room) = (self.rooms.len(), None);
+        if listed > 0 {
+            room = Some(self.rooms[net.rng.random_range(0..listed)]);
+        }
+        let shard = ShardId::from(net.rng.random_range(0..plan.shards));
+        let (shard, limit, question) = match (net.rng.random_range(0..5), room) {
+            (0, Some((shard, room))) => (shard, limit, Question::Members { room, from, limit }),
+            (1, Some((shard, room))) => (shard, 3, Question::Counts(vec![room; 3])),
+            (2, _) => (shard, usize::MAX, Question::Sizes { from }),
+            (3, _) => (shard, limit, Question::Busiest { limit }),
+            _ => (shard, limit, Question::Rooms { from, limit, prefix: "".into() }),
+        };
+        self.questions += 1;
+        let ticket = Ticket { request: self.request, item: self.questions };
+        match self.inquirer.ask(shard, question, ticket) {
+            Ok(()) => drop(self.asked.insert(self.questions, (shard.index(), limit))),
+            Err(Refused::Busy) => {}
+            Err(Refused::Ended) => assert!(plan.ended, "no shard has ended"),
+        }
+        self.inquirer.wake_shards(|shard| net.wake(shard.index()));
+    }
+
+    /// Takes in what shards say of rooms and members. Whether it is true, only the shard knows: it
+    /// may have changed. But it is what was asked for, and each question has one answer.
+    fn take_answers(&mut self, plan: &Plan, net: &mut Net) {
+        let Self { inquirer, asked, rooms, listed, .. } = self;
+        inquirer.take_answers(|ticket, answer| {
+            let (shard, limit) = asked.remove(&ticket.item).expect("it was asked and not answered");
+            net.note("answer", &[u64::from(ticket.item)]);
+            // Until all are answered it is not quiet.
+            net.moved += 1;
+            let Ok(answer) = answer else {
+                return assert!(plan.ended, "no shard has ended");
+            };
+            let len = match answer {
+                Answer::Rooms(found, _) => {
+                    let keys = found.iter().flat_map(|room| room.shards.clone());
+                    rooms.splice(.., keys.take(8));
+                    found.len()
+                }
+                Answer::Members(members, _) => {
+                    *listed += members.len() as u64;
+                    assert!(members.iter().all(|member| member.id.shard.index() == shard));
+                    assert!(members.is_sorted_by(|a, b| a.id.key.slot() < b.id.key.slot()));
+                    members.len()
+                }
+                Answer::Counts(counts) => {
+                    assert_eq!(counts.len(), limit);
+                    limit
+                }
+                Answer::Sizes(sizes, _) => sizes.len(),
+                Answer::Busiest(slow, busy) => slow.len().max(busy.len()),
+                Answer::Room(_) | Answer::RoomsAt(_) | Answer::Disconnect(_) => {
+                    panic!("nobody asked for that")
+                }
+            };
+            assert!(len <= limit, "{len} are more than {limit}");
+        });
     }
 
     fn publish(&mut self, plan: &Plan, net: &mut Net, check: &mut Checker) {
@@ -93,6 +179,7 @@ impl Backend {
         net.control_woken = false;
         self.publisher.wake_up();
         while {
+            self.take_answers(plan, net);
             self.publisher.take_answers(|ticket, answer| {
                 self.left -= 1;
                 match answer {
@@ -108,7 +195,7 @@ impl Backend {
                     }
                 }
             });
-            !self.publisher.fall_asleep()
+            !self.publisher.fall_asleep() || self.inquirer.has_answers()
         } {}
     }
 }

@@ -106,6 +106,8 @@ pub(super) struct Outcome {
     pub(super) busy: u64,
     /// How often the policies of rooms changed.
     pub(super) reloads: u64,
+    /// Members that it was told of.
+    pub(super) listed: u64,
 }
 
 struct World {
@@ -163,6 +165,7 @@ pub(super) fn run(seed: u64, drain: Option<bool>, print: bool) -> Outcome {
         published: world.backend.as_ref().map_or(0, |backend| backend.published),
         busy: world.backend.as_ref().map_or(0, |backend| backend.busy),
         reloads: world.reloads,
+        listed: world.backend.as_ref().map_or(0, |backend| backend.listed),
     }
 }
 
@@ -198,7 +201,7 @@ impl World {
         (0..plan.shards).for_each(|_| net.add_shard(listeners));
         let net = Rc::new(RefCell::new(net));
         let (mut shards, mut metrics) = (Vec::new(), Vec::new());
-        let (ends, ControlEnds { controls, publisher }) = Ends::mesh(&homes, &limits);
+        let (ends, ControlEnds { controls, publisher, inquirer }) = Ends::mesh(&homes, &limits);
         for (shard, ends) in ends.into_iter().enumerate() {
             let io = SimIo { net: Rc::clone(&net), shard, lent: Rc::new(Cell::new(0)) };
             let counted = Arc::new(ShardMetrics::default());
@@ -221,7 +224,7 @@ impl World {
             controls,
             peers: Vec::new(),
             // By the number, as with heartbeats.
-            backend: (seed % 8 >= 6).then(|| Backend::new(publisher)),
+            backend: (seed % 8 >= 6).then(|| Backend::new(publisher, inquirer)),
             check: Checker::new(
                 ROOM_NAMES.iter().map(|name| limits.policies.of(name).slow_consumer).collect(),
             ),
@@ -299,8 +302,8 @@ impl World {
         let peers = &self.peers;
         let intact = |peer: usize| peers.get(peer).is_some_and(Peer::is_intact);
         self.check.check_complete(intact);
-        let left = self.backend.as_ref().map_or(0, |backend| backend.left);
-        assert_eq!(left, 0, "publishes from outside without an answer");
+        let left = self.backend.as_ref().map_or(0, Backend::waits_for);
+        assert_eq!(left, 0, "publishes and questions from outside without an answer");
         let skipped = self.total(|m| m.skipped_to_newest.value() + m.dropped_oldest.value());
         self.accounted = self.check.check_skipped(skipped, intact);
         for (shard, running) in self.shards.iter().enumerate() {
@@ -403,7 +406,7 @@ impl World {
         let clock = self.net.borrow().clock;
         if let Some(backend) = &mut self.backend {
             backend.step(&self.plan, &mut self.net.borrow_mut(), &mut self.check);
-            assert_eq!(backend.left, 0, "publishes without an answer, and nobody to give one");
+            assert_eq!(backend.waits_for(), 0, "no answer, and nobody to give one");
         }
         // Whoever does not answer is cut after `close_timeout`, twice at most.
         assert!(clock < deadline, "the drain took all the time it had");

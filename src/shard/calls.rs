@@ -1,0 +1,183 @@
+//! Calls of the control thread to shards: each is answered, in the order in which it was made.
+//!
+//! ```text
+//!             calls, at most `len_max` without an answer
+//!   Calls   ──────────────────────────────────────────────▶ Inbox of a shard
+//!   tickets ◀────────────────────────────────────────────── takes them in that order
+//!             one answer for each
+//! ```
+//!
+//! One pair of lock-free rings per shard. A shard answers in the order in which it was called, so
+//! an answer needs no name: [`Calls`] keeps a ticket for each call that has none yet. It never has
+//! more of them under way to one shard than fit into a ring; so neither ring can be full when
+//! something is put into it, and a shard waits for nobody. What does not fit is
+//! [`Refused::Busy`].
+//!
+//! Waking is that of [`crate::io::mailbox`], in both directions: one wake-up for all that was
+//! called at once, and one for all that a tick has answered.
+
+use std::collections::VecDeque;
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use rtrb::{Consumer, Producer, RingBuffer};
+
+use crate::id::ShardId;
+use crate::io::mailbox::{Sleeper, Sleepers};
+use crate::slab::Key;
+
+/// Which part of which request an answer belongs to: whatever the caller chose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket {
+    /// The request.
+    pub request: Key,
+    /// Which part of it.
+    pub item: u32,
+}
+
+/// Why a call was not taken, or has no answer. Nobody acts on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// As many as may are waiting for the shard already.
+    Busy,
+    /// The shard has ended: the server is about to.
+    Ended,
+}
+
+/// The control thread's side. See the module documentation.
+#[derive(Debug)]
+pub(super) struct Calls<C, A> {
+    lanes: Vec<Lane<C, A>>,
+    sleepers: Sleepers,
+}
+
+/// The rings to and from one shard.
+#[derive(Debug)]
+struct Lane<C, A> {
+    calls: Producer<C>,
+    answers: Consumer<A>,
+    /// Of the calls without an answer, oldest first.
+    tickets: VecDeque<Ticket>,
+    /// Something was called since the last wake-up.
+    rung: bool,
+}
+
+/// A shard's side.
+#[derive(Debug)]
+pub(super) struct Inbox<C, A> {
+    calls: Consumer<C>,
+    answers: Producer<A>,
+    caller: Arc<Sleeper>,
+    /// Something was answered since the last wake-up.
+    rung: bool,
+}
+
+impl<C, A> Calls<C, A> {
+    /// The rings between the calling thread, `caller`, and as many shards as there are `sleepers`;
+    /// `len_max` calls may be under way to each.
+    pub(super) fn new(
+        shards: usize,
+        sleepers: &Sleepers,
+        caller: &Arc<Sleeper>,
+        len_max: usize,
+    ) -> (Self, Vec<Inbox<C, A>>) {
+        let (lanes, inboxes) = (0..shards)
+            .map(|_| {
+                let (to_shard, calls) = RingBuffer::new(len_max);
+                let (answers, from_shard) = RingBuffer::new(len_max);
+                let tickets = VecDeque::new();
+                let lane = Lane { calls: to_shard, answers: from_shard, tickets, rung: false };
+                (lane, Inbox { calls, answers, caller: Arc::clone(caller), rung: false })
+            })
+            .unzip();
+        (Self { lanes, sleepers: sleepers.clone() }, inboxes)
+    }
+
+    /// Whether the shard would take one more call now.
+    ///
+    /// # Errors
+    /// See [`Refused`].
+    pub(super) fn check(&self, shard: ShardId) -> Result<(), Refused> {
+        let lane = &self.lanes[shard.index()];
+        if lane.calls.is_abandoned() {
+            return Err(Refused::Ended);
+        }
+        if lane.tickets.len() == lane.calls.buffer().capacity() {
+            return Err(Refused::Busy);
+        }
+        Ok(())
+    }
+
+    /// Calls a shard that has passed [`Calls::check`]; [`Calls::take_answers`] will name `ticket`.
+    /// To be followed by [`Calls::wake_shards`].
+    ///
+    /// # Panics
+    /// When too many calls are under way to it.
+    pub(super) fn call(&mut self, shard: ShardId, call: C, ticket: Ticket) {
+        let lane = &mut self.lanes[shard.index()];
+        assert!(lane.calls.push(call).is_ok(), "no more are under way than fit");
+        lane.tickets.push_back(ticket);
+        lane.rung = true;
+    }
+
+    /// Names, through `wake`, every shard that was called and sleeps.
+    pub(super) fn wake_shards(&mut self, mut wake: impl FnMut(ShardId)) {
+        for (index, lane) in self.lanes.iter_mut().enumerate() {
+            let shard = ShardId::from(index);
+            if mem::take(&mut lane.rung) && self.sleepers.must_wake(shard) {
+                wake(shard);
+            }
+        }
+    }
+
+    /// Tells, through `tell`, what shards have answered. Each ticket is named once, and makes room
+    /// for another.
+    pub(super) fn take_answers(&mut self, mut tell: impl FnMut(Ticket, Result<A, Refused>)) {
+        for lane in &mut self.lanes {
+            // Looked at first: what the shard has answered before its end is there now.
+            let has_ended = lane.answers.is_abandoned();
+            fence(Ordering::Acquire);
+            while let Ok(answer) = lane.answers.pop() {
+                let ticket = lane.tickets.pop_front().expect("an answer to a call");
+                tell(ticket, Ok(answer));
+            }
+            if has_ended {
+                lane.tickets.drain(..).for_each(|ticket| tell(ticket, Err(Refused::Ended)));
+            }
+        }
+    }
+
+    /// Whether answers wait to be taken.
+    pub(super) fn has_answers(&self) -> bool {
+        self.lanes.iter().any(|lane| !lane.answers.is_empty())
+    }
+}
+
+impl<C, A> Inbox<C, A> {
+    /// How many calls wait.
+    pub(super) fn depth(&self) -> usize {
+        self.calls.slots()
+    }
+
+    /// Whether calls wait.
+    pub(super) fn has_input(&self) -> bool {
+        !self.calls.is_empty()
+    }
+
+    /// Takes the oldest call, which is to be answered before the next one.
+    pub(super) fn take(&mut self) -> Option<C> {
+        self.calls.pop().ok()
+    }
+
+    /// Answers the oldest call that has no answer yet.
+    pub(super) fn answer(&mut self, answer: A) {
+        assert!(self.answers.push(answer).is_ok(), "no more are under way than fit");
+        self.rung = true;
+    }
+
+    /// Whether the caller must be woken for what was answered since this was asked last.
+    pub(super) fn must_wake_caller(&mut self) -> bool {
+        mem::take(&mut self.rung) && self.caller.must_wake()
+    }
+}
