@@ -361,7 +361,7 @@ mod tests {
         let stop = Arc::new(AtomicBool::new(false));
         let (idle, waits) = std::sync::mpsc::channel::<()>();
         let named = |name: &str| thread::Builder::new().name(name.into());
-        let sleeper = named("idle").spawn(move || drop(waits.recv())).unwrap();
+        let sleeper = named("idle").spawn(move || waits.recv().is_ok()).unwrap();
         let busy = named("busy").spawn({
             let stop = Arc::clone(&stop);
             move || burn(&stop)
