@@ -5,7 +5,7 @@
 #
 # Format, lints and documentation (scripts/check.sh), unit, property, simulation and end-to-end
 # tests (cargo test), the Autobahn cases (scripts/conformance.sh), 50,000 connections at once
-# (scripts/million.sh), the chat page in headless Chromium (tests/browser), and the instructions
+# (scripts/million.sh), the pages in headless Chromium (tests/browser), and the instructions
 # that fixed scenarios take beside the previous commit's (scripts/perf-guard.sh). Stops at the first
 # failure. On Debian and its kin it installs Chromium, Node.js, Python's venv, valgrind and iproute2
 # where they are missing, as root or through sudo; elsewhere install them first. Rust is expected to
@@ -56,8 +56,8 @@ scripts/conformance.sh
 section '50,000 connections'
 scripts/million.sh --connections 50000 --hold 5 --ping-interval 10
 
-section 'The chat page in Chromium'
-(cd tests/browser && node --test --test-reporter=spec)
+section 'The pages in Chromium'
+(cd tests/browser && npm --silent test)
 
 section 'Instructions'
 scripts/perf-guard.sh

@@ -36,7 +36,7 @@ use tracing::{debug, warn};
 use super::api::{self, Api, LiveLimits, Obstacle, Refusal};
 use super::guard::Guard;
 use super::monitor::Stats;
-use super::{desk, metrics, operator, profile, publish, reload, rooms};
+use super::{desk, metrics, operator, page, profile, publish, reload, rooms};
 use crate::logging::Limiter;
 
 impl Api {
@@ -81,6 +81,7 @@ struct Route {
 /// Everything that can be asked for.
 fn routes() -> Vec<Route> {
     vec![
+        route(Method::GET, "/", page::page),
         route(Method::GET, "/health", report_health),
         route(Method::GET, "/ready", report_ready),
         route(Method::GET, "/metrics", metrics::report),

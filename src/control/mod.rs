@@ -23,6 +23,7 @@ mod keys;
 mod metrics;
 mod monitor;
 mod operator;
+mod page;
 mod profile;
 mod publish;
 mod questions;

@@ -11,13 +11,11 @@ import assert from 'node:assert/strict';
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { chromium } from 'playwright-core';
+import { DESKTOP, PHONE, launchBrowser } from './browser.js';
 import { freePort, startServer } from './server.js';
 
 const WAIT_MS = 10_000;
 const RECOVER_MS = 20_000; // two refused attempts and the longest wait between them
-const DESKTOP = { viewport: { width: 1280, height: 800 } };
-const PHONE = { viewport: { width: 375, height: 812 }, deviceScaleFactor: 2, isMobile: true, hasTouch: true };
 
 let port, server, browser, alice, bob;
 let serverDown = false;
@@ -27,11 +25,7 @@ const foreign = [];    // requests to anywhere but the server
 before(async () => {
   port = await freePort();
   server = await startServer(port);
-  browser = await chromium.launch({
-    executablePath: process.env.FANWIRE_CHROMIUM ?? '/usr/bin/chromium',
-    args: ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
-      '--disable-background-networking', '--disable-component-update', '--disable-sync'],
-  });
+  browser = await launchBrowser();
 });
 
 after(async () => {

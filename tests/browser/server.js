@@ -22,10 +22,14 @@ export async function freePort() {
   return port;
 }
 
-/** `fanwire serve` with four shards on `port`, and `more` flags; resolves when it answers. */
-export async function startServer(port, ...more) {
-  const flags = ['serve', '--listen', `127.0.0.1:${port}`, '--admin', 'off', '--shards', '4', ...more];
-  const child = spawn(BINARY, flags, { env, stdio: ['ignore', 'ignore', 'pipe'] });
+/**
+ * `fanwire serve` with four shards on `port`, and with its admin interface where `admin` says
+ * (`off` or a port of 127.0.0.1), and `flags` besides. Resolves when it answers.
+ */
+export async function startServer(port, { admin = 'off', flags = [] } = {}) {
+  const own = ['--listen', `127.0.0.1:${port}`, '--admin', admin === 'off' ? admin : `127.0.0.1:${admin}`];
+  const shards = flags.includes('--shards') ? [] : ['--shards', '4'];
+  const child = spawn(BINARY, ['serve', ...own, ...shards, ...flags], { env, stdio: ['ignore', 'ignore', 'pipe'] });
   let log = '';
   child.stderr.on('data', chunk => { log += chunk; });
   const ended = new Promise(resolve => {
@@ -56,6 +60,8 @@ export async function startServer(port, ...more) {
   }
   return {
     origin,
+    port,
+    admin: `http://127.0.0.1:${admin}`,
     /** Stops every thread where it is; resolves when the last one stands still. */
     async freeze() {
       child.kill('SIGSTOP');

@@ -15,7 +15,7 @@ const SECRET = fileURLToPath(new URL('../keys/secret', import.meta.url));
 let server, browser;
 
 before(async () => {
-  server = await startServer(await freePort(), '--auth-keys', `HS256:${SECRET}`);
+  server = await startServer(await freePort(), { flags: ['--auth-keys', `HS256:${SECRET}`] });
   browser = await chromium.launch({
     executablePath: process.env.FANWIRE_CHROMIUM ?? '/usr/bin/chromium',
     args: ['--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking'],

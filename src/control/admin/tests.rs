@@ -89,7 +89,10 @@ fn health_and_what_is_not_there() {
     check(&api, ("GET", "/v1/publish"), 405, not_allowed);
     check(&api, ("PUT", "/v1/publish/batch"), 405, not_allowed);
     let not_found = r#"{"error":{"code":"not_found","message":"#;
-    check(&api, ("GET", "/"), 404, not_found);
+    check(&api, ("GET", "/"), 200, "<!doctype html>");
+    check(&api, ("HEAD", "/"), 200, "");
+    check(&api, ("POST", "/"), 405, not_allowed);
+    check(&api, ("GET", "/index.html"), 404, not_found);
     check(&api, ("DELETE", "/health/"), 404, not_found);
     check(&api, ("POST", "/v1/publish/"), 404, not_found);
     api.health.set_draining();
