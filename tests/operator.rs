@@ -109,6 +109,7 @@ type Case = (&'static str, &'static str, &'static str, &'static str, u16, &'stat
 /// Method, path as described, path as asked, body, status, code of the error.
 #[rustfmt::skip]
 const CASES: &[Case] = &[
+    ("GET", "/", "/", "", 200, ""),
     ("GET", "/health", "/health", "", 200, ""),
     ("GET", "/health", "/health", "{}", 200, ""),
     ("GET", "/v1/stats", "/v1/stats", "", 200, ""),

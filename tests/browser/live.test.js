@@ -126,6 +126,27 @@ test('numbers follow the traffic', async () => {
   assert.match(await label(page, 'connections'), /now 0, lowest 0, highest 30$/);
 });
 
+test('the biggest, the slowest and the busiest are listed', async () => {
+  await page.getByText('There are no rooms').waitFor();
+  await page.getByText('Nobody is behind.').waitFor();
+  const markup = '<b onmouseover="alert(1)">big</b>';
+  const big = await members(12, markup), small = await members(2, 'small');
+  const [sleeper] = await members(1, 'flood', { reads: false });
+  await lists(page, 'rooms', `${markup}raw12`);
+  assert.deepEqual((await rows(page, 'rooms')).map(([name, count]) => [name, count]), [[`${markup}raw`, '12'], ['smallraw', '2'], ['floodraw', '1']]);
+  assert.equal(await page.locator('#rooms b').count(), 0, 'a name is text');
+
+  // More than two sockets hold, less than it is disconnected for.
+  for (let batch = 0; batch < 3; batch++) await publish(server, 'flood', Array(200).fill('x'.repeat(3000)));
+  await lists(page, 'slow', /127\.0\.0\.1floodraw[\d.]+ [kM]B$/);
+  for (let words = 0; words < 7; words++) small[0].say('me again');
+  await lists(page, 'busy', /127\.0\.0\.17/);
+  await publish(server, 'small', ['one more']);
+  [...big, ...small, sleeper].forEach(member => member.leave());
+  await page.getByText('There are no rooms').waitFor();
+  await page.getByText('Nobody is behind.').waitFor();
+});
+
 test('the keyboard moves through time', async () => {
   await page.locator('#plot-connections').focus();
   const live = () => page.locator('#live').textContent();
@@ -197,6 +218,43 @@ test('forty shards are a heat map', async () => {
   }
 });
 
+test('a server that wants a key is given one', async () => {
+  const directory = await mkdtemp(path(tmpdir(), 'fanwire-'));
+  const key = 'correct-horse-battery-staple';
+  await writeFile(path(directory, 'keys'), `${key}\n`);
+  const guarded = await start(['--admin-key-file', path(directory, 'keys')]);
+  mayFail = true;
+  const page = await open(guarded);
+  try {
+    await page.locator('#key:focus').waitFor();
+    await state(page, 'refused');
+    assert.equal(await page.locator('#main').isVisible(), false, 'there is nothing to see yet');
+    await page.keyboard.type('wrong-but-long-enough');
+    await page.keyboard.press('Enter');
+    await page.locator('#notice', { hasText: 'does not take this key' }).waitFor();
+    await page.locator('#key:focus').waitFor();
+    await page.keyboard.type(key);
+    await page.keyboard.press('Enter');
+    await state(page, 'ready');
+    await page.getByText('There are no rooms').waitFor();
+    assert.equal(await page.locator('#key-form').isVisible(), false);
+    assert.equal(await page.locator('#notice').isVisible(), false);
+    mayFail = false;
+    await page.reload();
+    await state(page, 'ready');
+    assert.deepEqual(await page.evaluate(() => [Object.keys(sessionStorage), Object.keys(localStorage), document.cookie]), [['fanwire.key'], [], '']);
+    mayFail = true;
+    const other = await page.context().newPage();
+    await other.goto(`${guarded.admin}/`);
+    await state(other, 'refused'); // each tab for itself
+  } finally {
+    await page.context().close();
+    await guarded.stop('SIGKILL');
+    await rm(directory, { recursive: true });
+    mayFail = false;
+  }
+});
+
 test('a phone shows all of it without scrolling sideways', async () => {
   const phone = await open(server, PHONE);
   await state(phone, 'ready');
@@ -208,6 +266,33 @@ test('a phone shows all of it without scrolling sideways', async () => {
     assert.ok(box && box.x >= 0 && box.x + box.width <= is, `${id} is on the screen`);
   }
   await phone.context().close();
+});
+
+test('screenshots', { skip: !process.env.FANWIRE_SCREENSHOTS && 'FANWIRE_SCREENSHOTS is not set' }, async () => {
+  const directory = process.env.FANWIRE_SCREENSHOTS;
+  await mkdir(directory, { recursive: true });
+  const rooms = { announcements: 140, 'ticker:EURUSD': 85, launch: 52, support: 31, coffee: 14, deploys: 8 };
+  const pages = [await open(server), await open(server, PHONE)];
+  for (const page of pages) await page.getByLabel('1 min', { exact: true }).check();
+  const all = [], [sleeper] = await members(1, 'audit', { reads: false });
+  for (let tick = 0; tick < 650; tick++) {
+    const tide = 1 + 0.4 * Math.sin(tick / 60);
+    Object.entries(rooms).forEach(([room, size], index) => {
+      if (all.filter(member => member.room === room).length < size * Math.min(1, tick / 200)) {
+        all.push({ room, member: join(server.port, room) });
+      }
+      if (tick % (index + 1) === 0) publish(server, room, Array(Math.ceil(8 * tide / (index + 1))).fill('x'.repeat(120)));
+    });
+    // Late: whoever takes nothing for `send_timeout` is cut.
+    if (tick > 580 && tick % 4 === 0) publish(server, 'audit', ['y'.repeat(150_000)]);
+    for (const { member } of all.filter((_, index) => index % 9 === 0 && (index + tick) % 4 === 0)) (await member).say('hello');
+    await new Promise(resolve => setTimeout(resolve, 100));
+  }
+  await Promise.all(pages.map(page => lists(page, 'slow', 'audit')));
+  await pages[0].screenshot({ path: path(directory, 'live-desktop.png'), fullPage: true });
+  await pages[1].screenshot({ path: path(directory, 'live-phone.png') });
+  sleeper.leave();
+  for (const { member } of all) (await member).leave();
 });
 
 test('no console saw an error and nothing was asked of anybody else', () => {
