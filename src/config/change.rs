@@ -118,7 +118,6 @@ mod tests {
         let expected = [
             "listen",
             "admin",
-            "insecure",
             "shards",
             "cpus",
             "mailbox_len_max",

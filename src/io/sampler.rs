@@ -340,8 +340,8 @@ fn interrupted_at(context: *mut c_void) -> usize {
 #[cfg(test)]
 mod tests {
     use std::hint::black_box;
-    use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
+    use std::sync::{Arc, Barrier};
     use std::thread;
 
     use super::*;
@@ -360,12 +360,24 @@ mod tests {
     fn a_busy_thread_is_found_where_it_is_and_an_idle_one_is_not() {
         let stop = Arc::new(AtomicBool::new(false));
         let (idle, waits) = std::sync::mpsc::channel::<()>();
+        // A thread gives itself its name when it begins.
+        let began = Arc::new(Barrier::new(3));
         let named = |name: &str| thread::Builder::new().name(name.into());
-        let sleeper = named("idle").spawn(move || waits.recv().is_ok()).unwrap();
-        let busy = named("busy").spawn({
-            let stop = Arc::clone(&stop);
-            move || burn(&stop)
+        let sleeper = named("idle").spawn({
+            let began = Arc::clone(&began);
+            move || {
+                began.wait();
+                waits.recv().is_ok()
+            }
         });
+        let busy = named("busy").spawn({
+            let (began, stop) = (Arc::clone(&began), Arc::clone(&stop));
+            move || {
+                began.wait();
+                burn(&stop)
+            }
+        });
+        began.wait();
         for _ in 0..2 {
             let mut sampler = Sampler::start(500).unwrap();
             assert!(matches!(Sampler::start(99), Err(SampleError::Running)));
@@ -395,7 +407,7 @@ mod tests {
         stop.store(true, Ordering::Relaxed);
         drop(idle);
         busy.unwrap().join().unwrap();
-        sleeper.join().unwrap();
+        sleeper.unwrap().join().unwrap();
         // Nobody holds the session of one that was dropped.
         drop(Sampler::start(99).unwrap());
         drop(Sampler::start(99).unwrap());

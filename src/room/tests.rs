@@ -166,7 +166,10 @@ impl World {
             assert_eq!(missed.start, due, "what it misses is what it would get next");
             self.due.insert(member, missed.end);
             self.skipped += missed.end - missed.start;
-            if self.room.policy.slow_consumer == SlowConsumer::SkipToNewest {
+            // With another policy before, the newest may have been too old.
+            if self.room.policy.slow_consumer == SlowConsumer::SkipToNewest
+                && !self.room.log.is_empty()
+            {
                 assert_eq!(missed.end, newest);
             }
         }
