@@ -97,6 +97,11 @@ mod tests {
             --auth-keys=HS256:tests/keys/secret \
             --auth-issuer=a --auth-audience=a --auth-leeway=9s --origins=https://a \
             --echo --shards=3 --cpus=0 --mailbox-len-max=17 \
+            --trusted-proxies=10.0.0.0/8 --proxy-protocol=optional \
+            --connections-per-address-max=9 --handshakes-per-second=9/99 \
+            --handshakes-per-second-per-address=9 --frame-bytes-max=1KiB \
+            --messages-per-second=9 --bytes-per-second=9KiB --members-per-room-max=*=9 \
+            --room-id-alphabet=token \
             --publish-queue-len-max=17 --publish-bytes-max=2KiB \
             --connections-max=9 --handshakes-max=9 --handshake-bytes-max=9KiB \
             --target-bytes-max=3KiB --ws-message-bytes-max=2KiB --raw-message-bytes-max=2KiB \

@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 
 use super::keys::AuthKey;
+use super::network::{ProxyProtocol, TrustedProxies};
 use super::policy::RoomRule;
+use super::rate::RateLimit;
 use super::settings::Settings;
 use super::value::{Admin, KeyFile, Size};
 
@@ -43,6 +45,17 @@ impl Settings {
                 target_bytes_max: self.target_bytes_max,
                 handshake_bytes_max: self.handshake_bytes_max,
             });
+        }
+        if self.proxy_protocol != ProxyProtocol::Off
+            && TrustedProxies::new(&self.trusted_proxies).is_empty()
+        {
+            return Err(Conflict::NoProxyTrusted);
+        }
+        let message_bytes_max = self.message_bytes_max();
+        if let RateLimit::At { burst: Some(burst), .. } = self.bytes_per_second
+            && u64::from(burst) < self.longest_message_on_the_wire()
+        {
+            return Err(Conflict::BurstBelowMessage { burst, message_bytes_max });
         }
         let rules: Vec<&RoomRule> = self.rules().collect();
         for (i, rule) in rules.iter().enumerate() {
@@ -108,6 +121,21 @@ pub enum Conflict {
         /// As configured.
         handshake_bytes_max: Size,
     },
+    /// Headers were to be read, but of nobody.
+    #[error(
+        "proxy_protocol needs trusted_proxies, the networks whose PROXY headers are to be believed; name them, or set proxy_protocol = off"
+    )]
+    NoProxyTrusted,
+    /// A message that is allowed would be more bytes than are.
+    #[error(
+        "bytes_per_second has a burst of {burst}, less than a longest message of {message_bytes_max} and its header; raise the burst, or leave it out"
+    )]
+    BurstBelowMessage {
+        /// As configured.
+        burst: Size,
+        /// The largest of those of the endpoints.
+        message_bytes_max: Size,
+    },
     /// One message could make every member a slow consumer.
     #[error(
         "high_water_mark = {high_water_mark} must be at least twice {key} = {message_bytes_max}"
@@ -154,6 +182,8 @@ impl Conflict {
             Conflict::KeysAndOff => &["auth_keys"],
             Conflict::AdminOpen(_) => &["admin", "admin_key_file", "insecure"],
             Conflict::TargetBeyondHandshake { .. } => &["target_bytes_max", "handshake_bytes_max"],
+            Conflict::NoProxyTrusted => &["proxy_protocol", "trusted_proxies"],
+            Conflict::BurstBelowMessage { .. } => &["bytes_per_second"],
             Conflict::HighWaterMark { key: "raw_message_bytes_max", .. } => {
                 &["high_water_mark", "raw_message_bytes_max"]
             }

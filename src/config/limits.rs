@@ -3,10 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::network::{ProxyProtocol, TrustedProxies};
 use super::origin::{OriginRule, Origins};
 use super::policy::{Policies, Policy, SlowConsumer};
+use super::rate::Rate;
+use super::room::{MembersMax, RoomAlphabet, RoomMembers};
 use super::settings::Settings;
-use super::value::{Auto, Bound, Interval};
+use super::value::{Auto, Bound, Interval, Maximum};
 use crate::auth::Verifier;
 
 /// What the data plane may use: checked, derived from [`Settings`], immutable. A reload makes new
@@ -34,6 +37,16 @@ pub struct Limits {
     pub drain_timeout: Duration,
     /// How vanished peers are found out.
     pub heartbeats: Heartbeats,
+    /// Connections of one address, over all shards.
+    pub connections_per_address_max: Option<usize>,
+    /// Connections accepted, over all shards.
+    pub handshakes_per_second: Option<Rate>,
+    /// The same for one address.
+    pub handshakes_per_second_per_address: Option<Rate>,
+    /// Who is believed about whom it connects for.
+    pub trusted_proxies: TrustedProxies,
+    /// Whether they say it with a PROXY header.
+    pub proxy_protocol: ProxyProtocol,
     /// Opening handshakes under way at once, per shard.
     pub handshakes_max: usize,
     /// Request line and header fields together.
@@ -46,12 +59,22 @@ pub struct Limits {
     pub raw_message_bytes_max: usize,
     /// One message to `/echo`.
     pub echo_message_bytes_max: usize,
+    /// One frame's payload; `usize::MAX` where only messages are bounded.
+    pub frame_bytes_max: usize,
+    /// Messages, pings and pongs of one connection.
+    pub messages_per_second: Option<Rate>,
+    /// Bytes of one connection; the burst is at least a longest message with its header.
+    pub bytes_per_second: Option<Rate>,
     /// Incomplete messages, per shard; at least the largest message.
     pub partial_bytes_max: usize,
     /// Rooms of one connection.
     pub rooms_per_connection_max: usize,
     /// Rooms at once, per shard.
     pub rooms_max: usize,
+    /// Members of one room, over all shards.
+    pub members_per_room_max: MembersMax,
+    /// The characters of a room's name.
+    pub room_id_alphabet: RoomAlphabet,
     /// A room's name.
     pub room_id_bytes_max: usize,
     /// A user's display name.
@@ -113,15 +136,28 @@ impl Settings {
             },
             drain_timeout: self.drain_timeout,
             heartbeats: self.heartbeats(),
+            connections_per_address_max: match self.connections_per_address_max {
+                Maximum::Off => None,
+                Maximum::Set(connections_max) => Some(connections_max),
+            },
+            handshakes_per_second: self.handshakes_per_second.rate(0),
+            handshakes_per_second_per_address: self.handshakes_per_second_per_address.rate(0),
+            trusted_proxies: TrustedProxies::new(&self.trusted_proxies),
+            proxy_protocol: self.proxy_protocol,
             handshakes_max: self.handshakes_max,
             handshake_bytes_max: self.handshake_bytes_max.bytes(),
             target_bytes_max: self.target_bytes_max.bytes(),
             ws_message_bytes_max: self.ws_message_bytes_max.bytes(),
             raw_message_bytes_max: self.raw_message_bytes_max.bytes(),
             echo_message_bytes_max: self.echo_message_bytes_max.bytes(),
+            frame_bytes_max: self.frame_bytes_max.as_set().map_or(usize::MAX, |size| size.bytes()),
+            messages_per_second: self.messages_per_second.rate(0),
+            bytes_per_second: self.bytes_per_second.rate(self.longest_message_on_the_wire()),
             partial_bytes_max: self.partial_bytes_max.bytes(),
             rooms_per_connection_max: self.rooms_per_connection_max,
             rooms_max: self.rooms_max,
+            members_per_room_max: self.members_max(),
+            room_id_alphabet: self.room_id_alphabet,
             room_id_bytes_max: self.room_id_bytes_max.bytes(),
             user_id_bytes_max: self.user_id_bytes_max.bytes(),
             policies: self.policies(),
@@ -153,6 +189,19 @@ impl Settings {
         Origins { allowed: (!any).then(|| self.origins.clone()) }
     }
 
+    /// A longest message in one frame, with its header (RFC 6455 §5.2).
+    pub(super) fn longest_message_on_the_wire(&self) -> u64 {
+        u64::from(self.message_bytes_max()) + FRAME_HEADER_BYTES_MAX
+    }
+
+    fn members_max(&self) -> MembersMax {
+        let rule = |entry: &RoomMembers| match entry {
+            RoomMembers::Off => None,
+            RoomMembers::Rule(rule) => Some(rule.clone()),
+        };
+        MembersMax(self.members_per_room_max.iter().filter_map(rule).collect())
+    }
+
     fn policies(&self) -> Policies {
         let default = Policy {
             slow_consumer: SlowConsumer::Disconnect,
@@ -162,6 +211,9 @@ impl Settings {
         Policies { rules: self.rules().cloned().collect(), default }
     }
 }
+
+/// Two bytes, eight of length, and the masking key.
+const FRAME_HEADER_BYTES_MAX: u64 = 14;
 
 /// The defaults on a host with plenty of descriptors, for tests of other modules.
 #[cfg(test)]

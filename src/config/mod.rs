@@ -11,6 +11,9 @@
 //! | [`policy`] | what becomes of members that do not keep up: rules for rooms |
 //! | [`keys`] | where the keys of tokens are, and reading them |
 //! | [`origin`] | which web pages may connect |
+//! | [`rate`] | so many per second |
+//! | [`network`] | whom to believe about where a connection comes from |
+//! | [`room`] | what rooms may be called, and how many members they have |
 //! | [`value`] | reads one value from text and checks its range, whatever source it came from |
 //! | [`layers`] | flag over environment over file over default; errors name the key and the source |
 //! | [`conflict`] | how settings relate to each other, checked once |
@@ -26,9 +29,12 @@ mod conflict;
 mod keys;
 mod layers;
 mod limits;
+mod network;
 mod origin;
 mod policy;
+mod rate;
 mod render;
+mod room;
 mod settings;
 mod value;
 
@@ -39,11 +45,15 @@ pub use layers::{
     Action, CheckOptions, ConfigError, Loaded, Origin, Profile, ReportFormat, UnknownVariable, load,
 };
 pub use limits::{Heartbeats, Limits};
+pub use network::{ProxyProtocol, TrustedProxies, TrustedProxy};
 pub use origin::{OriginRule, Origins};
 pub use policy::{Policies, Policy, RoomPolicy, RoomRule, SlowConsumer};
+pub use rate::{Count, Rate, RateLimit};
+pub use room::{MembersMax, MembersRule, RoomAlphabet, RoomMembers};
 pub use settings::{SHARDS_MAX, Settings};
 pub use value::{
-    Admin, Auto, Bound, CpuList, Interval, KeyFile, LogFormat, LogLevel, Size, Text, ValueError,
+    Admin, Auto, Bound, CpuList, Interval, KeyFile, LogFormat, LogLevel, Maximum, Size, Text,
+    ValueError,
 };
 
 #[cfg(test)]

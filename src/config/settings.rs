@@ -8,10 +8,14 @@ use clap::ArgGroup;
 use serde::Serialize;
 
 use super::keys::{self, AuthKey};
+use super::network::{self, ProxyProtocol, TrustedProxy};
 use super::origin::{self, OriginRule};
 use super::policy::{self, RoomPolicy, RoomRule};
+use super::rate::{self, Count, RateLimit};
+use super::room::{self, RoomAlphabet, RoomMembers};
 use super::value::{
-    self, Admin, Auto, Bound, CpuList, Interval, KeyFile, LogFormat, LogLevel, Parser, Size, Text,
+    self, Admin, Auto, Bound, CpuList, Interval, KeyFile, LogFormat, LogLevel, Maximum, Parser,
+    Size, Text,
 };
 use crate::auth::Verifier;
 
@@ -96,6 +100,22 @@ pub struct Settings {
     #[serde(skip)]
     pub verifier: Option<Arc<Verifier>>,
 
+    /// Networks of proxies in front of this server, such as 10.0.0.0/8, or addresses. What they say
+    /// about whom they connect for is believed: X-Forwarded-For, Forwarded, and the PROXY protocol
+    /// if `proxy_protocol` says so; the right-most address that is not theirs is the client's. Give
+    /// the flag several times, or a list.
+    #[arg(long, help_heading = ADDRESSES, default_value = "off", value_name = "CIDR|off",
+          value_delimiter = ',', value_parser = Parser(network::trusted_proxy), group = LIVE)]
+    pub trusted_proxies: Vec<TrustedProxy>,
+
+    /// Whether trusted proxies begin each connection with a PROXY header, of version 1 or 2:
+    /// "optional" takes one, "required" answers 400 without. From anybody else, and with "off", a
+    /// PROXY header is answered 400.
+    #[arg(long, help_heading = ADDRESSES, default_value = "off",
+          value_name = "off|optional|required", value_parser = Parser(value::word::<ProxyProtocol>),
+          group = LIVE)]
+    pub proxy_protocol: ProxyProtocol,
+
     /// Number of shards: pinned threads, each with its own share of the connections. "auto" is one
     /// per CPU of `cpus`. More shards than CPUs are allowed: each has its own descriptor table, so
     /// they hold more connections under the same RLIMIT_NOFILE.
@@ -126,6 +146,25 @@ pub struct Settings {
     #[arg(long, help_heading = LIMITS, default_value = "auto", value_name = "1..100000000|auto",
           value_parser = Parser(value::auto_count), group = LIVE)]
     pub connections_max: Auto<usize>,
+
+    /// Connections of one address at once, over all shards; those beyond it are answered 429. Of
+    /// IPv6 addresses the first 64 bits count: a network of that size is one client's. Counts those
+    /// who come while it is set.
+    #[arg(long, help_heading = LIMITS, default_value = "off", value_name = "1..100000000|off",
+          value_parser = Parser(value::maximum), group = LIVE)]
+    pub connections_per_address_max: Maximum,
+
+    /// Connections accepted per second, over all shards, and how many of them at once (a second's
+    /// worth unless BURST says otherwise); those beyond it are answered 503.
+    #[arg(long, help_heading = LIMITS, default_value = "off", value_name = "RATE[/BURST]|off",
+          value_parser = Parser(rate::counts), group = LIVE)]
+    pub handshakes_per_second: RateLimit<Count>,
+
+    /// The same for one address; those beyond it are answered 429. Addresses are counted as for
+    /// `connections_per_address_max`.
+    #[arg(long, help_heading = LIMITS, default_value = "off", value_name = "RATE[/BURST]|off",
+          value_parser = Parser(rate::counts), group = LIVE)]
+    pub handshakes_per_second_per_address: RateLimit<Count>,
 
     /// Opening handshakes under way at once, per shard. Further connections wait in the kernel's
     /// backlog (net.core.somaxconn) until one of them is over.
@@ -161,6 +200,26 @@ pub struct Settings {
     #[arg(long, help_heading = LIMITS, default_value = "16MiB", value_name = "125B..64MiB",
           value_parser = Parser(value::size), group = LIVE)]
     pub echo_message_bytes_max: Size,
+
+    /// Size of one frame's payload, on any endpoint. A longer one closes the connection with code
+    /// 1009. "auto" is as long as a message may be; set less, clients have to send longer messages
+    /// in fragments, which browsers cannot.
+    #[arg(long, help_heading = LIMITS, default_value = "auto", value_name = "125B..64MiB|auto",
+          value_parser = Parser(value::auto_size), group = LIVE)]
+    pub frame_bytes_max: Auto<Size>,
+
+    /// Messages, pings and pongs that one connection may send per second, and how many of them at
+    /// once (a second's worth unless BURST says otherwise). One more closes it with code 1008.
+    #[arg(long, help_heading = LIMITS, default_value = "off", value_name = "RATE[/BURST]|off",
+          value_parser = Parser(rate::counts), group = LIVE)]
+    pub messages_per_second: RateLimit<Count>,
+
+    /// Bytes that one connection may send per second, frame headers included, and how many of them
+    /// at once (a second's worth, and at least a longest message, unless BURST says otherwise). One
+    /// more closes it with code 1008.
+    #[arg(long, help_heading = LIMITS, default_value = "off", value_name = "RATE[/BURST]|off",
+          value_parser = Parser(rate::sizes), group = LIVE)]
+    pub bytes_per_second: RateLimit<Size>,
 
     /// Size of the body of a request to the admin interface: one publish, or one batch. A longer
     /// one is answered 413.
@@ -206,6 +265,20 @@ pub struct Settings {
     #[arg(long, help_heading = LIMITS, default_value = "1000000", value_name = "1..1000000000",
           value_parser = Parser(value::count), group = LIVE)]
     pub rooms_max: usize,
+
+    /// Members of one room at once, over all shards, in rooms of /ws and /raw whose names match
+    /// PATTERN, in which * stands for any characters. Whoever would be one more is told room_full,
+    /// or answered 503. Give several rules, or a list; the first that matches counts. A room that
+    /// exists when the first rule for it is set has no limit until everybody has left it.
+    #[arg(long, help_heading = LIMITS, default_value = "off", value_name = "PATTERN=MEMBERS|off",
+          value_delimiter = ',', value_parser = Parser(room::members), group = LIVE)]
+    pub members_per_room_max: Vec<RoomMembers>,
+
+    /// Characters that a room's name may have: "any" but control characters; "ascii", the visible
+    /// ones without space; "token", letters and digits of ASCII and - . _ ~ and the colon.
+    #[arg(long, help_heading = LIMITS, default_value = "any", value_name = "any|ascii|token",
+          value_parser = Parser(value::word::<RoomAlphabet>), group = LIVE)]
+    pub room_id_alphabet: RoomAlphabet,
 
     /// Length of a room's name in UTF-8.
     #[arg(long, help_heading = LIMITS, default_value = "128B", value_name = "1B..1024B",
@@ -311,6 +384,12 @@ impl Settings {
             Auto::Auto => cpus.min(SHARDS_MAX),
             Auto::Set(shards) => shards,
         }
+    }
+
+    /// The longest message of any endpoint that there is.
+    pub(super) fn message_bytes_max(&self) -> Size {
+        let echo = self.echo.then_some(self.echo_message_bytes_max);
+        self.ws_message_bytes_max.max(self.raw_message_bytes_max).max(echo.unwrap_or(Size::from(0)))
     }
 
     /// The rules of `room_policy`.

@@ -92,15 +92,25 @@ fn defaults() {
             ping_interval: Some(Duration::from_secs(60)),
             pong_timeout: Duration::from_secs(20),
         },
+        connections_per_address_max: None,
+        handshakes_per_second: None,
+        handshakes_per_second_per_address: None,
+        trusted_proxies: TrustedProxies::default(),
+        proxy_protocol: ProxyProtocol::Off,
         handshakes_max: 4096,
         handshake_bytes_max: 8 << 10,
         target_bytes_max: 2 << 10,
         ws_message_bytes_max: 1 << 20,
         raw_message_bytes_max: 1 << 20,
         echo_message_bytes_max: 16 << 20,
+        frame_bytes_max: usize::MAX,
+        messages_per_second: None,
+        bytes_per_second: None,
         partial_bytes_max: 256 << 20,
         rooms_per_connection_max: 128,
         rooms_max: 1_000_000,
+        members_per_room_max: MembersMax::default(),
+        room_id_alphabet: RoomAlphabet::Any,
         room_id_bytes_max: 128,
         user_id_bytes_max: 128,
         policies: Policies {
@@ -154,6 +164,17 @@ fn conflicts() {
         &["--handshake-bytes-max=1KiB"],
         "target_bytes_max = 2KiB must be at most handshake_bytes_max = 1KiB, of which it is a part \
          (target_bytes_max: default, handshake_bytes_max: flag --handshake-bytes-max)",
+    );
+    check(
+        &["--proxy-protocol=required"],
+        "proxy_protocol needs trusted_proxies, the networks whose PROXY headers are to be \
+         believed; name them, or set proxy_protocol = off (proxy_protocol: flag --proxy-protocol, \
+         trusted_proxies: default)",
+    );
+    check(
+        &["--bytes-per-second=64KiB/1MiB"],
+        "bytes_per_second has a burst of 1MiB, less than a longest message of 1MiB and its header; \
+         raise the burst, or leave it out (bytes_per_second: flag --bytes-per-second)",
     );
     check(
         &["--listen=[::1]:80,127.0.0.1:80", "--listen=[::1]:80"],
@@ -242,6 +263,9 @@ fn what_fits_is_no_conflict() {
         &["--room-policy=ab*=drop-oldest/64KiB", "--room-policy=a*=disconnect/2MiB", "--shards=1"],
         &["--room-policy=off,*=skip-to-newest/64KiB"],
         &["--target-bytes-max=8KiB"],
+        &["--bytes-per-second=64KiB/1048590"],
+        &["--bytes-per-second=64KiB"],
+        &["--proxy-protocol=required", "--trusted-proxies=::1,10.0.0.0/8"],
         &["--listen=127.0.0.1:0,127.0.0.1:0", "--admin=127.0.0.1:0"],
         &["--listen=127.0.0.1:8081", "--admin=off"],
         &["--connections-max=1", "--shards=4"],

@@ -19,6 +19,9 @@ use clap::ValueEnum;
 use clap::builder::TypedValueParser;
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::rate::{COUNTS, SIZES};
+use super::room::MEMBERS;
+
 /// The high-water marks that a rule may have. None is smaller than what a sweep sends at once.
 pub(super) const MARKS: &str = "64KiB..1GiB";
 /// The ages that a rule may have.
@@ -79,6 +82,22 @@ pub enum ValueError {
     /// Nothing where a text belongs.
     #[error("is empty")]
     Empty,
+    /// Not `RATE` with or without `/BURST`.
+    #[error(
+        "is not a rate such as 100 or 100/500: give numbers of {COUNTS} per second, and at once"
+    )]
+    NotARateOfCounts,
+    /// The same, in bytes.
+    #[error(
+        "is not a rate such as 64KiB or 64KiB/4MiB: give sizes of {SIZES} per second, and at once"
+    )]
+    NotARateOfSizes,
+    /// Host names are not looked up, as with listeners.
+    #[error("is not a network such as 10.0.0.0/8 or 2001:db8::/32, or an address")]
+    NotANetwork,
+    /// Not `PATTERN=NUMBER`.
+    #[error("is not a rule such as lobby=500 or vip:*=20: give a number of {MEMBERS}")]
+    NotAMembersRule,
     /// Not one of a few words.
     #[error("is not one of the accepted words")]
     NotAWord,
@@ -125,6 +144,19 @@ pub(super) fn count(text: &str, accepted: &str) -> Result<usize, ValueError> {
 /// A whole number, or "auto".
 pub(super) fn auto_count(text: &str, accepted: &str) -> Result<Auto<usize>, ValueError> {
     auto(text, accepted, count)
+}
+
+/// A whole number, or "off".
+pub(super) fn maximum(text: &str, accepted: &str) -> Result<Maximum, ValueError> {
+    if text == "off" {
+        return Ok(Maximum::Off);
+    }
+    count(text, accepted.trim_end_matches("|off")).map(Maximum::Set)
+}
+
+/// A size, or "auto".
+pub(super) fn auto_size(text: &str, accepted: &str) -> Result<Auto<Size>, ValueError> {
+    auto(text, accepted, size)
 }
 
 /// A time span.
@@ -358,6 +390,24 @@ impl Serialize for Bound {
     }
 }
 
+/// How many there may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Maximum {
+    /// Any number.
+    Off,
+    /// No more than this.
+    Set(usize),
+}
+
+impl Serialize for Maximum {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Maximum::Off => serializer.serialize_str("off"),
+            Maximum::Set(maximum) => maximum.serialize(serializer),
+        }
+    }
+}
+
 /// A number of bytes; prints in the largest binary unit that divides it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(usize);
@@ -372,6 +422,12 @@ impl Size {
 impl From<usize> for Size {
     fn from(bytes: usize) -> Size {
         Size(bytes)
+    }
+}
+
+impl From<Size> for u64 {
+    fn from(size: Size) -> u64 {
+        size.0 as u64
     }
 }
 

@@ -43,16 +43,22 @@ pub enum ProtocolError {
     InvalidUtf8,
     /// A message longer than the endpoint takes (RFC 6455 §7.4.1, 1009).
     MessageTooBig,
+    /// A frame longer than `frame_bytes_max` (RFC 6455 §7.4.1, 1009).
+    FrameTooBig,
     /// The shard's budget for incomplete messages, or memory itself, is used up: not the peer's
     /// fault, it may come back (close code 1013).
     NoRoom,
     /// A message that was begun and not finished within `message_timeout` (1008).
     MessageTimeout,
+    /// More messages than `messages_per_second` (1008).
+    MessageRate,
+    /// More bytes than `bytes_per_second` (1008).
+    ByteRate,
 }
 
 impl ProtocolError {
     /// All of them; the place of each is its value `as usize`, for tables of counters.
-    pub const ALL: [ProtocolError; 15] = [
+    pub const ALL: [ProtocolError; 18] = [
         Self::ReservedBits,
         Self::UnknownOpcode,
         Self::Unmasked,
@@ -66,8 +72,11 @@ impl ProtocolError {
         Self::CloseCodeInvalid,
         Self::InvalidUtf8,
         Self::MessageTooBig,
+        Self::FrameTooBig,
         Self::NoRoom,
         Self::MessageTimeout,
+        Self::MessageRate,
+        Self::ByteRate,
     ];
 
     /// The code of the close frame that answers it (RFC 6455 §7.4.1).
@@ -102,8 +111,11 @@ impl ProtocolError {
             Self::CloseCodeInvalid => (PROTOCOL, "close_code_invalid", "close code must not be sent"),
             Self::InvalidUtf8 => (CloseCode::INVALID_PAYLOAD, "invalid_utf8", "text is not valid UTF-8"),
             Self::MessageTooBig => (CloseCode::MESSAGE_TOO_BIG, "message_too_big", "message is longer than this endpoint takes"),
+            Self::FrameTooBig => (CloseCode::MESSAGE_TOO_BIG, "frame_too_big", "frame is longer than frame_bytes_max"),
             Self::NoRoom => (CloseCode::TRY_AGAIN_LATER, "no_room", "no room for incomplete messages, try again later"),
             Self::MessageTimeout => (CloseCode::POLICY_VIOLATION, "message_timeout", "message was not complete in time"),
+            Self::MessageRate => (CloseCode::POLICY_VIOLATION, "message_rate", "more messages than messages_per_second"),
+            Self::ByteRate => (CloseCode::POLICY_VIOLATION, "byte_rate", "more bytes than bytes_per_second"),
         }
     }
 }
@@ -153,6 +165,18 @@ pub enum HandshakeError {
     VersionRepeated,
     /// A room name with a broken percent-encoding or that is not UTF-8 (RFC 3986 §2.1).
     RoomMalformed,
+    /// A room name with characters outside of `room_id_alphabet`.
+    RoomAlphabet,
+    /// What begins as a PROXY header is none that can be read, or is too long.
+    ProxyHeaderMalformed,
+    /// No PROXY header from a proxy that must send one.
+    ProxyHeaderMissing,
+    /// A PROXY header from a peer that may not send one.
+    ProxyHeaderUnexpected,
+    /// A Forwarded or X-Forwarded-For of a trusted proxy that cannot be read (RFC 7239 §4).
+    ForwardedMalformed,
+    /// Forwarded and X-Forwarded-For name different clients.
+    ForwardedConflict,
     /// More than one token, or one in more than one place (RFC 6750 §2).
     TokenRepeated,
     /// A server with authentication was shown no token (RFC 6750 §3).
@@ -180,16 +204,24 @@ pub enum HandshakeError {
     UpgradeRequired,
     /// A Sec-WebSocket-Version other than 13 (RFC 6455 §4.2.2 item 4, §4.4).
     VersionUnsupported,
+    /// As many connections as one address may have (RFC 6585 §4).
+    AddressFull,
+    /// More opening handshakes than one address may begin per second (RFC 6585 §4).
+    AddressTooFast,
     /// A head longer than `handshake_bytes_max` (RFC 6585 §5).
     HeadTooLong,
     /// More than [`super::handshake::FIELDS_MAX`] header fields (RFC 6585 §5).
     TooManyFields,
     /// As many connections as the server may hold (RFC 9110 §15.6.4).
     Full,
+    /// More opening handshakes than the server takes per second (RFC 9110 §15.6.4).
+    TooFast,
     /// The server is going down (RFC 9110 §15.6.4).
     Draining,
     /// As many rooms as the room's home may hold (RFC 9110 §15.6.4).
     RoomsFull,
+    /// As many members as the room may have (RFC 9110 §15.6.4).
+    RoomFull,
     /// The token could not be verified, or the room not be joined, within `handshake_timeout` (RFC
     /// 9110 §15.6.4).
     Busy,
@@ -197,7 +229,7 @@ pub enum HandshakeError {
 
 impl HandshakeError {
     /// All of them; the place of each is its value `as usize`, for tables of counters.
-    pub const ALL: [HandshakeError; 36] = [
+    pub const ALL: [HandshakeError; 46] = [
         Self::NotHttp,
         Self::Tls,
         Self::HttpVersion,
@@ -215,6 +247,12 @@ impl HandshakeError {
         Self::VersionMissing,
         Self::VersionRepeated,
         Self::RoomMalformed,
+        Self::RoomAlphabet,
+        Self::ProxyHeaderMalformed,
+        Self::ProxyHeaderMissing,
+        Self::ProxyHeaderUnexpected,
+        Self::ForwardedMalformed,
+        Self::ForwardedConflict,
         Self::TokenRepeated,
         Self::TokenMissing,
         Self::TokenInvalid,
@@ -228,11 +266,15 @@ impl HandshakeError {
         Self::RoomTooLong,
         Self::UpgradeRequired,
         Self::VersionUnsupported,
+        Self::AddressFull,
+        Self::AddressTooFast,
         Self::HeadTooLong,
         Self::TooManyFields,
         Self::Full,
+        Self::TooFast,
         Self::Draining,
         Self::RoomsFull,
+        Self::RoomFull,
         Self::Busy,
     ];
 
@@ -271,6 +313,12 @@ impl HandshakeError {
             Self::VersionMissing => (400, "version_missing", "The Sec-WebSocket-Version field is missing. Send Sec-WebSocket-Version: 13."),
             Self::VersionRepeated => (400, "version_repeated", "There is more than one Sec-WebSocket-Version field. Send Sec-WebSocket-Version: 13 once."),
             Self::RoomMalformed => (400, "room_malformed", "The room name is malformed. Send it as percent-encoded UTF-8."),
+            Self::RoomAlphabet => (400, "room_alphabet", "The room name has characters that rooms have not here. Choose another one."),
+            Self::ProxyHeaderMalformed => (400, "proxy_header_malformed", "The PROXY header is malformed. Send one of version 1 or 2, of at most 107 or 4096 bytes."),
+            Self::ProxyHeaderMissing => (400, "proxy_header_missing", "The PROXY header is missing. Let the proxy send one, or set proxy_protocol = optional."),
+            Self::ProxyHeaderUnexpected => (400, "proxy_header_unexpected", "A PROXY header is not accepted from this address. Set proxy_protocol, and name the proxy in trusted_proxies."),
+            Self::ForwardedMalformed => (400, "forwarded_malformed", "Forwarded or X-Forwarded-For is malformed. Let the proxy write addresses."),
+            Self::ForwardedConflict => (400, "forwarded_conflict", "Forwarded and X-Forwarded-For name different clients. Let the proxy set one of them and remove the other."),
             Self::TokenRepeated => (400, "token_repeated", "There is more than one token. Send one: as Authorization: Bearer, as ?token=, or as a subprotocol bearer.TOKEN."),
             Self::TokenMissing => (401, "token_missing", "A token is needed. Send one as Authorization: Bearer, as ?token=, or as a subprotocol bearer.TOKEN."),
             Self::TokenInvalid => (401, "token_invalid", "The token is not accepted: expired, malformed, or not for this server. Get a new one; the server's log at debug says why."),
@@ -284,11 +332,15 @@ impl HandshakeError {
             Self::RoomTooLong => (414, "room_too_long", "The room name is too long. Choose a shorter one."),
             Self::UpgradeRequired => (426, "upgrade_required", "This is a WebSocket endpoint. Connect with a WebSocket client."),
             Self::VersionUnsupported => (426, "version_unsupported", "Only WebSocket version 13 is spoken here. Send Sec-WebSocket-Version: 13."),
+            Self::AddressFull => (429, "address_full", "Your address holds as many connections as one may. Close one, or try again later."),
+            Self::AddressTooFast => (429, "address_too_fast", "Your address connects too often. Try again later."),
             Self::HeadTooLong => (431, "head_too_long", "The request head is too long. Send fewer or shorter header fields."),
             Self::TooManyFields => (431, "too_many_fields", "The request has more than 100 header fields. Send fewer."),
             Self::Full => (503, "full", "The server holds as many connections as it may. Try again later."),
+            Self::TooFast => (503, "too_fast", "The server is asked for more connections per second than it takes. Try again later."),
             Self::Draining => (503, "draining", "The server is going down. Try again, another one may answer."),
             Self::RoomsFull => (503, "rooms_full", "The server holds as many rooms as it may. Try again later."),
+            Self::RoomFull => (503, "room_full", "The room has as many members as it may. Try again later."),
             Self::Busy => (503, "busy", "The server is too busy to let the client in. Try again later."),
         }
     }
@@ -319,7 +371,7 @@ mod tests {
             assert_eq!(error.to_string(), error.reason());
         }
         // The last one of the list: none is forgotten.
-        assert_eq!(ProtocolError::MessageTimeout as usize + 1, ProtocolError::ALL.len());
+        assert_eq!(ProtocolError::ByteRate as usize + 1, ProtocolError::ALL.len());
         check_labels(&ProtocolError::ALL.map(ProtocolError::label));
     }
 

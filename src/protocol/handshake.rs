@@ -354,6 +354,11 @@ impl<'h> Once<'h> {
 }
 
 impl<'h> Request<'h> {
+    /// The values of all fields called `name`, in any letter case, in order (RFC 9110 §5.3).
+    pub fn values(&self, name: &'static str) -> impl Iterator<Item = &'h [u8]> {
+        credentials::values(self.fields.lines, name)
+    }
+
     /// Checks that the client asks for a WebSocket connection in a way that can be answered
     /// (RFC 6455 §4.2.1); the method is the caller's to check.
     ///

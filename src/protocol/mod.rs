@@ -3,6 +3,8 @@
 //! | Module | What it knows | Source |
 //! | --- | --- | --- |
 //! | [`handshake`] | upgrade request in, 101 or an HTTP refusal out | RFC 6455 §4, RFC 9112 |
+//! | [`proxy`] | the header a proxy sends before a request | PROXY protocol 1 and 2 |
+//! | [`forwarded`] | the fields a proxy adds to a request | RFC 7239 |
 //! | [`frame`] | opcodes and frame headers, both ways | RFC 6455 §5.2 |
 //! | [`mask`] | unmasking in place | RFC 6455 §5.3 |
 //! | [`utf8`] | UTF-8 cut anywhere | RFC 6455 §8.1, RFC 3629 |
@@ -19,18 +21,22 @@
 pub mod close;
 pub mod decoder;
 pub mod error;
+pub mod forwarded;
 pub mod frame;
 pub mod handshake;
 pub mod mask;
+pub mod proxy;
 pub mod utf8;
 
 pub use close::{CloseCode, CloseFrame, encode_close, parse_close};
 pub use decoder::{Decoder, Event, PartialBudget, Payload, Step};
 pub use error::{HandshakeError, ProtocolError};
+pub use forwarded::client_address;
 pub use frame::{FrameHeader, Opcode, encode_frame, frame_len, server_header_len};
 pub use handshake::{
     HandshakeLimits, Method, Progress, Request, Upgrade, encode_accept, encode_page,
     encode_refusal, parse_request, percent_decode_room,
 };
 pub use mask::unmask;
+pub use proxy::{Preface, is_proxy_header, parse_proxy_header};
 pub use utf8::{InvalidUtf8, Utf8Validator};

@@ -52,11 +52,6 @@ impl<'h> Request<'h> {
         let origin = std::str::from_utf8(origins.next()?).unwrap_or_default();
         Some(if origins.next().is_some() { "" } else { origin })
     }
-
-    /// The values of every field of that name, in lower case, without the space around them.
-    fn values(&self, name: &'static str) -> impl Iterator<Item = &'h [u8]> {
-        values(self.fields.lines, name)
-    }
 }
 
 /// The values of the field lines of that name, without the space around them.

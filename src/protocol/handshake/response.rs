@@ -37,7 +37,7 @@ pub fn encode_refusal(error: HandshakeError, method: Method, out: &mut BytesMut)
         HandshakeError::RoomForbidden => put_challenge(", error=\"insufficient_scope\"", out),
         _ => {}
     }
-    if status == 503 {
+    if matches!(status, 429 | 503) {
         put_field("Retry-After", RETRY_AFTER_S, out);
     }
     if status == 426 {

@@ -21,7 +21,10 @@ use super::check::Checker;
 use super::net::{Net, SimIo, UNIX_TIME};
 use super::peer::{Departure, Peer, ROOM_NAMES, pick};
 use crate::auth::{Algorithm, Expected, Key, Verifier};
-use crate::config::{Heartbeats, Limits, Origins, Policies, Policy, RoomRule, SlowConsumer};
+use crate::config::{
+    Heartbeats, Limits, MembersMax, Origins, Policies, Policy, ProxyProtocol, RoomAlphabet,
+    RoomRule, SlowConsumer, TrustedProxies,
+};
 use crate::id::HomeHasher;
 use crate::pattern::Pattern;
 use crate::room::segment::SEGMENT_BYTES;
@@ -639,6 +642,11 @@ impl Plan {
             drain_rate: self.drain_rate,
             drain_timeout: Duration::from_secs(20),
             heartbeats: self.heartbeats.unwrap_or(NO_HEARTBEATS),
+            connections_per_address_max: None,
+            handshakes_per_second: None,
+            handshakes_per_second_per_address: None,
+            trusted_proxies: TrustedProxies::default(),
+            proxy_protocol: ProxyProtocol::Off,
             // With heartbeats by the number of the seed: listeners pause often.
             handshakes_max: if self.heartbeats.is_some() { 3 } else { 1_000_000 },
             handshake_bytes_max: 2048,
@@ -646,9 +654,14 @@ impl Plan {
             ws_message_bytes_max: self.message_max,
             raw_message_bytes_max: self.message_max,
             echo_message_bytes_max: self.message_max,
+            frame_bytes_max: usize::MAX,
+            messages_per_second: None,
+            bytes_per_second: None,
             partial_bytes_max: scarce(self.partial_scarce, 2 * self.message_max) * 100,
             rooms_per_connection_max: self.rooms_per_connection_max,
             rooms_max: scarce(self.rooms_scarce, 2),
+            members_per_room_max: MembersMax::default(),
+            room_id_alphabet: RoomAlphabet::Any,
             room_id_bytes_max: 64,
             user_id_bytes_max: 64,
             policies: Policies {
