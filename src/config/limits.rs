@@ -107,6 +107,15 @@ pub struct Heartbeats {
     pub pong_timeout: Duration,
 }
 
+impl Limits {
+    /// Whether some limit is by address.
+    #[must_use]
+    pub const fn counts_addresses(&self) -> bool {
+        self.connections_per_address_max.is_some()
+            || self.handshakes_per_second_per_address.is_some()
+    }
+}
+
 impl Settings {
     /// The numbers the data plane needs, for a server of `shards` shards of which each has
     /// descriptors for `connections_per_shard_max` connections.

@@ -43,7 +43,9 @@ pub(super) fn trusted_proxy(text: &str, _accepted: &str) -> Result<TrustedProxy,
 pub struct TrustedProxies(Vec<IpNet>);
 
 impl TrustedProxies {
-    pub(super) fn new(entries: &[TrustedProxy]) -> Self {
+    /// Those of these entries.
+    #[must_use]
+    pub fn new(entries: &[TrustedProxy]) -> Self {
         let network = |entry: &TrustedProxy| match entry {
             TrustedProxy::Off => None,
             TrustedProxy::Network(network) => Some(*network),

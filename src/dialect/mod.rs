@@ -91,7 +91,8 @@ pub enum Route<'p> {
 ///
 /// # Errors
 /// 404 for a path that names nothing, or `/echo` when it is off; 400 for a room name that is no
-/// UTF-8, too long, or has control characters; 405 for a method the path does not have.
+/// UTF-8, or has control characters or others than `room_id_alphabet`; 414 for one that is too
+/// long; 405 for a method the path does not have.
 pub fn route<'p>(
     method: Method,
     path: &'p str,
@@ -109,6 +110,9 @@ pub fn route<'p>(
                 }
                 if !is_name(&name, limits.room_id_bytes_max) {
                     return Err(HandshakeError::RoomMalformed);
+                }
+                if !limits.room_id_alphabet.allows(&name) {
+                    return Err(HandshakeError::RoomAlphabet);
                 }
                 Route::Raw(name)
             }
@@ -132,6 +136,7 @@ pub fn is_name(name: &str, bytes_max: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::RoomAlphabet;
 
     #[test]
     fn routes() {
@@ -159,6 +164,10 @@ mod tests {
         ] {
             assert_eq!(route(method, path, &limits), expected, "{method:?} {path}");
         }
+        let token = Limits { room_id_alphabet: RoomAlphabet::Token, ..limits.clone() };
+        assert_eq!(route(Method::Get, "/raw/a%3Ab", &token), raw("a:b"));
+        let refused = route(Method::Get, "/raw/a%20b", &token);
+        assert_eq!(refused, Err(HandshakeError::RoomAlphabet));
         let off = Limits { echo: false, ..limits };
         assert_eq!(route(Method::Get, "/echo", &off), Err(HandshakeError::NotFound));
     }

@@ -32,6 +32,7 @@ use serde_json::error::Category;
 use serde_json::value::RawValue;
 
 use super::is_name;
+use crate::config::Limits;
 
 /// The subprotocol name.
 pub const SUBPROTOCOL: &str = "fanwire.v1";
@@ -94,7 +95,7 @@ pub enum ErrorCode {
     UnknownType,
     /// A field that the `type` needs is not there.
     MissingField,
-    /// `room_id` is empty, too long, or has control characters.
+    /// `room_id` is empty, too long, or has control characters or others that rooms have not here.
     InvalidRoomId,
     /// `user_id` is empty, too long, or has control characters.
     InvalidUserId,
@@ -108,6 +109,8 @@ pub enum ErrorCode {
     InvalidToken,
     /// This server asks nobody for a token.
     AuthOff,
+    /// The room has as many members as it may.
+    RoomFull,
     /// The server has no room for one more room now.
     ServerBusy,
 }
@@ -128,6 +131,7 @@ impl ErrorCode {
             Self::Forbidden => "forbidden",
             Self::InvalidToken => "invalid_token",
             Self::AuthOff => "auth_off",
+            Self::RoomFull => "room_full",
             Self::ServerBusy => "server_busy",
         }
     }
@@ -147,7 +151,7 @@ impl ErrorCode {
                  and content; auth needs token."
             }
             Self::InvalidRoomId => {
-                "room_id must not be empty, too long, or have control characters."
+                "room_id must not be empty, too long, or have characters that rooms have not here."
             }
             Self::InvalidUserId => {
                 "user_id must not be empty, too long, or have control characters."
@@ -160,6 +164,7 @@ impl ErrorCode {
                  it still counts."
             }
             Self::AuthOff => "This server asks nobody for a token; go on without.",
+            Self::RoomFull => "The room has as many members as it may; try again later.",
             Self::ServerBusy => "The server cannot take this now; try again in a moment.",
         }
     }
@@ -180,11 +185,7 @@ pub struct Refusal<'m> {
 ///
 /// # Errors
 /// A [`Refusal`] to be answered with [`error`].
-pub fn parse(
-    message: &[u8],
-    room_id_bytes_max: usize,
-    user_id_bytes_max: usize,
-) -> Result<Request<'_>, Refusal<'_>> {
+pub fn parse<'m>(message: &'m [u8], limits: &Limits) -> Result<Request<'m>, Refusal<'m>> {
     let fields: Fields<'_> = serde_json::from_slice(message).map_err(|error| Refusal {
         id: None,
         code: match error.classify() {
@@ -203,7 +204,7 @@ pub fn parse(
             return Err(Refusal { id: None, code: ErrorCode::InvalidMessage });
         }
     };
-    match fields.command(room_id_bytes_max, user_id_bytes_max) {
+    match fields.command(limits) {
         Ok(command) => Ok(Request { id, command }),
         Err(code) => Err(Refusal { id, code }),
     }
@@ -235,23 +236,25 @@ pub(super) fn present<'de, D: Deserializer<'de>>(
 }
 
 impl<'m> Fields<'m> {
-    fn command(
-        &self,
-        room_id_bytes_max: usize,
-        user_id_bytes_max: usize,
-    ) -> Result<Command<'m>, ErrorCode> {
+    fn command(&self, limits: &Limits) -> Result<Command<'m>, ErrorCode> {
         let name = |value, bytes_max, invalid| {
             name(value, bytes_max, [ErrorCode::MissingField, ErrorCode::InvalidMessage, invalid])
         };
-        let room_id = || name(self.room_id, room_id_bytes_max, ErrorCode::InvalidRoomId);
+        let room_id = || {
+            let name = name(self.room_id, limits.room_id_bytes_max, ErrorCode::InvalidRoomId)?;
+            let is_allowed = limits.room_id_alphabet.allows(&name);
+            if is_allowed { Ok(name) } else { Err(ErrorCode::InvalidRoomId) }
+        };
         let kind = self.kind.ok_or(ErrorCode::MissingField)?;
         match string(kind).ok_or(ErrorCode::InvalidMessage)?.as_ref() {
             "join" => {
                 let user_id = match self.user_id.map(RawValue::get) {
                     None | Some("null") => None,
-                    Some(_) => {
-                        Some(name(self.user_id, user_id_bytes_max, ErrorCode::InvalidUserId)?)
-                    }
+                    Some(_) => Some(name(
+                        self.user_id,
+                        limits.user_id_bytes_max,
+                        ErrorCode::InvalidUserId,
+                    )?),
                 };
                 Ok(Command::Join { room_id: room_id()?, user_id })
             }
@@ -406,9 +409,22 @@ fn field(name: &str, out: &mut BytesMut) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::RoomAlphabet;
 
     fn check(message: &str, expected: Result<Request<'_>, Refusal<'_>>) {
-        assert_eq!(parse(message.as_bytes(), 16, 8), expected, "{message}");
+        let limits = Limits { room_id_bytes_max: 16, user_id_bytes_max: 8, ..Limits::default() };
+        assert_eq!(parse(message.as_bytes(), &limits), expected, "{message}");
+    }
+
+    #[test]
+    fn rooms_have_the_characters_that_are_allowed() {
+        let limits = Limits { room_id_alphabet: RoomAlphabet::Token, ..Limits::default() };
+        for (room_id, allowed) in [("a:b", true), ("a b", false), ("a\\u0062", true)] {
+            let message = format!(r#"{{"type":"join","room_id":"{room_id}"}}"#);
+            let refusal = Refusal { id: None, code: ErrorCode::InvalidRoomId };
+            let read = parse(message.as_bytes(), &limits);
+            assert_eq!(read.as_ref().err(), (!allowed).then_some(&refusal), "{message}");
+        }
     }
 
     fn refused(code: ErrorCode, id: Option<&str>) -> Result<Request<'_>, Refusal<'_>> {

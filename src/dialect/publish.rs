@@ -63,7 +63,7 @@ pub enum PublishError {
     InvalidMessage,
     /// A needed field is not there.
     MissingField,
-    /// `room_id` is empty, too long, or has control characters.
+    /// `room_id` is empty, too long, or has control characters or others that rooms have not here.
     InvalidRoomId,
     /// `user_id` is empty, too long, or has control characters.
     InvalidUserId,
@@ -102,7 +102,7 @@ impl PublishError {
                 "A publish needs room_id and one of content, text and binary; a batch needs items."
             }
             Self::InvalidRoomId => {
-                "room_id must not be empty, too long, or have control characters."
+                "room_id must not be empty, too long, or have characters that rooms have not here."
             }
             Self::InvalidUserId => {
                 "user_id must not be empty, too long, or have control characters."
@@ -128,6 +128,9 @@ pub fn parse<'m>(item: &'m str, limits: &Limits) -> Result<Publication<'m>, Publ
         name(value, bytes_max, [PublishError::MissingField, PublishError::InvalidMessage, invalid])
     };
     let room_id = name(fields.room_id, limits.room_id_bytes_max, PublishError::InvalidRoomId)?;
+    if !limits.room_id_alphabet.allows(&room_id) {
+        return Err(PublishError::InvalidRoomId);
+    }
     let user_id = fields.user_id.filter(|user_id| user_id.get() != "null");
     let content = match (fields.content, fields.text, fields.binary) {
         (None, None, None) => return Err(PublishError::MissingField),

@@ -77,15 +77,24 @@ pub enum Payload<'b> {
     Owned(Vec<u8>),
 }
 
+/// How much a connection may send at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PayloadLimits {
+    /// Payload of one frame, in bytes.
+    pub frame_bytes_max: usize,
+    /// Payload of one message over all its fragments, in bytes.
+    pub message_bytes_max: usize,
+}
+
 impl Decoder {
     /// Decodes `input` up to the first event (RFC 6455 §5, §6.2).
     ///
     /// `input` is what the connection received, in order; its payloads are unmasked in place, so
     /// each byte must be passed once only: continue behind [`Step::consumed`]. A non-empty input
     /// is never left untouched: either some of it is consumed or the call fails.
-    /// `message_bytes_max` bounds the payload of a message over all its fragments and is checked
-    /// as soon as the header of a frame is known; it must not change while a message is in
-    /// progress. `budget` is the shard's account of incomplete messages.
+    /// `limits` are checked as soon as the header of a frame is known; the one of messages must not
+    /// change while a message is in progress. `budget` is the shard's account of incomplete
+    /// messages.
     ///
     /// Cost: one pass. Allocates only for frames and messages that `input` holds in part.
     ///
@@ -96,7 +105,7 @@ impl Decoder {
     pub fn decode<'b>(
         &mut self,
         input: &'b mut [u8],
-        message_bytes_max: usize,
+        limits: PayloadLimits,
         budget: &mut PartialBudget,
     ) -> Result<Step<'b>, ProtocolError> {
         let input_len = input.len();
@@ -109,7 +118,7 @@ impl Decoder {
                         break;
                     };
                     rest = &mut rest[taken..];
-                    self.begin_frame(header, message_bytes_max)?
+                    self.begin_frame(header, limits)?
                 }
             };
             let (chunk, behind) = rest.split_at_mut(frame.missing().min(rest.len()));
@@ -119,7 +128,7 @@ impl Decoder {
             let event = if frame.opcode.is_control() {
                 self.take_control(&frame, chunk)?
             } else {
-                self.take_data(&frame, chunk, message_bytes_max, budget)?
+                self.take_data(&frame, chunk, limits.message_bytes_max, budget)?
             };
             if event.is_some() {
                 return Ok(Step { consumed: input_len - rest.len(), event });
@@ -164,9 +173,10 @@ impl Decoder {
     fn begin_frame(
         &self,
         header: FrameHeader,
-        message_bytes_max: usize,
+        limits: PayloadLimits,
     ) -> Result<Frame, ProtocolError> {
         let FrameHeader { fin, opcode, masking_key, payload_len } = header;
+        let PayloadLimits { frame_bytes_max, message_bytes_max } = limits;
         let masking_key = masking_key.ok_or(ProtocolError::Unmasked)?;
         let room = match (opcode, self.message()) {
             // At most 125 bytes, and beside the message: no limit of messages applies.
@@ -182,6 +192,10 @@ impl Decoder {
         };
         match usize::try_from(payload_len) {
             Ok(payload_len) if payload_len <= room => {
+                // (A control frame is no longer than the least that may be set.)
+                if payload_len > frame_bytes_max {
+                    return Err(ProtocolError::FrameTooBig);
+                }
                 Ok(Frame { fin, opcode, masking_key, payload_len, received: 0 })
             }
             _ => Err(ProtocolError::MessageTooBig),

@@ -29,7 +29,7 @@ pub mod proxy;
 pub mod utf8;
 
 pub use close::{CloseCode, CloseFrame, encode_close, parse_close};
-pub use decoder::{Decoder, Event, PartialBudget, Payload, Step};
+pub use decoder::{Decoder, Event, PartialBudget, Payload, PayloadLimits, Step};
 pub use error::{HandshakeError, ProtocolError};
 pub use forwarded::client_address;
 pub use frame::{FrameHeader, Opcode, encode_frame, frame_len, server_header_len};

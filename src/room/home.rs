@@ -10,6 +10,10 @@
 //! in no further publishes, which fills the mailboxes towards it, which stops the publishers.
 //!
 //! A room lives here while some shard has members in it; its offsets begin at 1.
+//!
+//! A room may have few seats (`members_per_room_max`): then every member takes one here before it
+//! joins, and gives it back when it has left. So the home knows how many members all shards have
+//! together, and never lets one too many in; a seat that is on its way back still counts.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
@@ -69,6 +73,8 @@ struct Home {
     name: RoomName,
     offset: u64,
     subscribers: Vec<Subscriber>,
+    /// How many seats are taken; `None`: nobody needs one.
+    seats: Option<usize>,
     /// What some subscriber has not got yet; `first` is the number of the oldest.
     backlog: VecDeque<Frames>,
     first: u64,
@@ -146,7 +152,8 @@ impl HomeTable {
     }
 
     /// Shard `shard` has members from now on, under the key `room`: it gets every later publish.
-    /// Returns the room's key here and its newest offset.
+    /// Returns the room's key here, its newest offset, and whether its members need seats: that is
+    /// decided when the room begins, by `few_seats`.
     ///
     /// # Errors
     /// [`TooManyRooms`] when it would be a new room past `rooms_max`.
@@ -155,13 +162,14 @@ impl HomeTable {
         name: RoomName,
         shard: ShardId,
         room: Key,
-    ) -> Result<(Key, u64), TooManyRooms> {
+        few_seats: bool,
+    ) -> Result<(Key, u64, bool), TooManyRooms> {
         self.close_run();
         let key = match self.by_name.get(&name) {
             Some(&key) => key,
             None if self.rooms.len() >= self.rooms_max => return Err(TooManyRooms),
             None => {
-                let key = self.rooms.insert(Home::new(name.clone()));
+                let key = self.rooms.insert(Home::new(name.clone(), few_seats));
                 self.by_name.insert(name, key);
                 key
             }
@@ -169,7 +177,27 @@ impl HomeTable {
         let home = self.rooms.get_mut(key).expect("found or made above");
         let next = home.first + home.backlog.len() as u64;
         home.subscribers.push(Subscriber { shard, room, next });
-        Ok((key, home.offset))
+        Ok((key, home.offset, home.seats.is_some()))
+    }
+
+    /// Takes a seat, unless as many are taken as `seats_max` says of a room of that name.
+    pub fn take_seat(
+        &mut self,
+        key: Key,
+        seats_max: impl FnOnce(&RoomName) -> Option<usize>,
+    ) -> bool {
+        let home = self.rooms.get_mut(key).expect("a subscriber keeps the room alive");
+        let seats = home.seats.as_mut().expect("its members need seats");
+        let taken = seats_max(&home.name).is_none_or(|seats_max| *seats < seats_max);
+        *seats += usize::from(taken);
+        taken
+    }
+
+    /// Gives a seat back.
+    pub fn free_seat(&mut self, key: Key) {
+        let home = self.rooms.get_mut(key).expect("a subscriber keeps the room alive");
+        let seats = home.seats.as_mut().expect("its members need seats");
+        *seats = seats.checked_sub(1).expect("it was taken");
     }
 
     /// Shard `shard` has no members any more. The last one takes the room with it.
@@ -181,6 +209,7 @@ impl HomeTable {
         home.count_congestion(self.backlog_bytes_max, &mut self.congested);
         if home.subscribers.is_empty() {
             let home = self.rooms.remove(key).expect("it was there");
+            assert!(home.seats.is_none_or(|seats| seats == 0), "seats are given back before");
             self.by_name.remove(&home.name);
         }
     }
@@ -305,11 +334,12 @@ impl HomeTable {
 }
 
 impl Home {
-    fn new(name: RoomName) -> Self {
+    fn new(name: RoomName, few_seats: bool) -> Self {
         Self {
             name,
             offset: 0,
             subscribers: Vec::new(),
+            seats: few_seats.then_some(0),
             backlog: VecDeque::new(),
             first: 0,
             backlog_bytes: 0,

@@ -20,7 +20,7 @@ pub mod policy;
 pub mod segment;
 pub mod sweep;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::time::Instant;
 
@@ -83,8 +83,11 @@ pub struct Room<W> {
     pub log: RoomLog,
     /// How far they have been brought to the members.
     pub sweep: Sweep,
-    /// Connections that join as soon as the home has answered.
-    pub waiting: Vec<W>,
+    /// Whether each member needs a seat, which its home gives; known when the home has answered.
+    pub few_seats: bool,
+    /// Connections that join as soon as the home has answered; in a room of few seats once for
+    /// each of them, in this order.
+    pub waiting: VecDeque<W>,
     /// Whether the shard has it on its list of rooms to sweep.
     pub active: bool,
     members: Members,
@@ -274,7 +277,8 @@ impl<W> RoomTable<W> {
             policy,
             log: RoomLog::default(),
             sweep: Sweep::default(),
-            waiting: Vec::new(),
+            few_seats: false,
+            waiting: VecDeque::new(),
             active: false,
             members: Members::default(),
         });

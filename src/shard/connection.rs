@@ -11,6 +11,8 @@
 //!                             └────────────────────────────┘
 //! ```
 //!
+//! (With `proxy_protocol` a connection of a trusted proxy is in *Preface* before it is *Opening*.)
+//!
 //! *Draining* is the polite end of everything: send what is owed, half-close, discard what still
 //! arrives, so that no reset can overtake the last answer. It lasts `close_timeout` at most.
 //!
@@ -111,6 +113,8 @@ pub struct Connection {
 /// Where a connection is in its life; the picture is in the module documentation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
+    /// Receiving the PROXY header of a trusted proxy.
+    Preface,
     /// Receiving the upgrade request.
     Opening,
     /// The request is good; the 101 goes out when the room is joined.

@@ -150,7 +150,9 @@ impl<I: Io> Shard<I> {
     fn tell_of_drain(&mut self, key: Key, window: Duration) {
         let Some(connection) = self.connections.get(key) else { return };
         match (connection.phase, connection.endpoint) {
-            (Phase::Opening | Phase::Joining, _) => self.refuse(key, HandshakeError::Draining),
+            (Phase::Preface | Phase::Opening | Phase::Joining, _) => {
+                self.refuse(key, HandshakeError::Draining);
+            }
             (Phase::Open, Endpoint::Native) => {
                 let shards = self.ends.homes.shards() as u32;
                 let spread = spread(key.slot(), u32::from(self.ends.shard.0), shards);

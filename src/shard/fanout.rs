@@ -2,7 +2,8 @@
 //!
 //! A join is answered at once when the room has members on this shard already. Otherwise the
 //! room's home is asked, and the connection's input waits until it has answered; as requests and
-//! deliveries keep their order, no publish after the answered offset can be missed.
+//! deliveries keep their order, no publish after the answered offset can be missed. In a room of
+//! few seats (`members_per_room_max`) the home is asked at every join.
 
 use std::rc::Rc;
 
@@ -54,12 +55,16 @@ impl<I: Io> Shard<I> {
         let Some(room) = self.rooms.get_mut(room_key) else {
             return;
         };
-        if room.home_key.is_some() {
+        let (home, home_key) = (room.home, room.home_key);
+        if home_key.is_some() && !room.few_seats {
             return self.complete_join(key, room_key, joining);
         }
-        room.waiting.push(Waiting { connection: key, joining });
+        room.waiting.push_back(Waiting { connection: key, joining });
         if let Some(connection) = self.connections.get_mut(key) {
             connection.waiting = true;
+        }
+        if let Some(home_key) = home_key {
+            self.link(home, Request::TakeSeat { home_key, room: room_key });
         }
     }
 
@@ -177,6 +182,11 @@ impl<I: Io> Shard<I> {
                 connection.memberships.moved(room_key, index);
             }
         });
+        if room.few_seats
+            && let (home, Some(home_key)) = (room.home, room.home_key)
+        {
+            self.link(home, Request::FreeSeat { home_key });
+        }
         self.drop_room_if_empty(room_key);
         self.activate(room_key);
     }
@@ -199,6 +209,7 @@ impl<I: Io> Shard<I> {
         };
         if let Some(home_key) = room.home_key
             && room.members().is_empty()
+            && room.waiting.is_empty()
         {
             let home = room.home;
             self.rooms.remove(room_key);
@@ -324,10 +335,18 @@ impl<I: Io> Shard<I> {
 
     fn handle_delivery(&mut self, delivery: Delivery) {
         match delivery {
-            Delivery::Subscribed { room: room_key, home_key, offset } => {
+            Delivery::Subscribed { room: room_key, home_key, offset, few_seats } => {
                 let room = self.rooms.get_mut(room_key).expect("a room waits for its answer");
                 room.home_key = Some(home_key);
+                room.few_seats = few_seats;
                 room.log.begin(offset);
+                if few_seats {
+                    let home = room.home;
+                    for _ in 0..room.waiting.len() {
+                        self.link(home, Request::TakeSeat { home_key, room: room_key });
+                    }
+                    return;
+                }
                 let mut joined = Vec::new();
                 for Waiting { connection: key, joining } in std::mem::take(&mut room.waiting) {
                     if self.still_waits(key) {
@@ -340,11 +359,13 @@ impl<I: Io> Shard<I> {
                 // Not before all of them are in: one that goes on may leave and end the room.
                 joined.into_iter().for_each(|key| self.resume(key));
             }
+            Delivery::Seat { room, taken } => self.handle_seat(room, taken),
             Delivery::Refused { room } => {
                 let room = self.rooms.remove(room).expect("a room waits for its answer");
                 for Waiting { connection: key, joining } in room.waiting {
                     if self.still_waits(key) {
-                        self.refuse_join(key, joining);
+                        let why = (HandshakeError::RoomsFull, ErrorCode::ServerBusy);
+                        self.refuse_join(key, joining, why);
                     }
                 }
             }
@@ -370,19 +391,42 @@ impl<I: Io> Shard<I> {
         }
     }
 
+    /// The home of a room of few seats has answered whoever has waited longest.
+    fn handle_seat(&mut self, room_key: Key, taken: bool) {
+        let room = self.rooms.get_mut(room_key).expect("a room waits for its answer");
+        let waiting = room.waiting.pop_front().expect("one answer for each that waits");
+        let Waiting { connection: key, joining } = waiting;
+        let (home, home_key) = (room.home, room.home_key.expect("it has answered"));
+        if !self.still_waits(key) {
+            if taken {
+                self.link(home, Request::FreeSeat { home_key });
+            }
+        } else if taken {
+            self.complete_join(key, room_key, joining);
+            self.queue_replies(key);
+            self.resume(key);
+        } else {
+            let why = (HandshakeError::RoomFull, ErrorCode::RoomFull);
+            self.refuse_join(key, joining, why);
+        }
+        self.drop_room_if_empty(room_key);
+    }
+
     fn still_waits(&self, key: Key) -> bool {
         self.connections.get(key).is_some_and(|connection| connection.waiting)
     }
 
-    fn refuse_join(&mut self, key: Key, joining: Joining) {
+    /// Tells a connection, as it has asked, why it cannot join.
+    fn refuse_join(&mut self, key: Key, joining: Joining, why: (HandshakeError, ErrorCode)) {
+        let (error, code) = why;
         match joining {
-            Joining::Raw(_) => self.refuse(key, HandshakeError::RoomsFull),
+            Joining::Raw(_) => self.refuse(key, error),
             Joining::Native { id, .. } => {
                 if let Some(connection) = self.connections.get_mut(key) {
                     connection.waiting = false;
                 }
                 self.reply_native(|out| {
-                    native::error(ErrorCode::ServerBusy, id.as_deref(), out);
+                    native::error(code, id.as_deref(), out);
                 });
                 self.queue_replies(key);
                 self.resume(key);
@@ -414,10 +458,22 @@ impl<I: Io> Shard<I> {
     fn handle_request(&mut self, from: ShardId, request: Request) -> Option<Delivery> {
         match request {
             Request::Subscribe { name, room } => {
-                Some(match self.home.subscribe(*name, from, room) {
-                    Ok((home_key, offset)) => Delivery::Subscribed { room, home_key, offset },
+                let few_seats = self.limits.members_per_room_max.of(&name.name).is_some();
+                Some(match self.home.subscribe(*name, from, room, few_seats) {
+                    Ok((home_key, offset, few_seats)) => {
+                        Delivery::Subscribed { room, home_key, offset, few_seats }
+                    }
                     Err(_) => Delivery::Refused { room },
                 })
+            }
+            Request::TakeSeat { home_key, room } => {
+                let limits = &self.limits.members_per_room_max;
+                let taken = self.home.take_seat(home_key, |name| limits.of(&name.name));
+                Some(Delivery::Seat { room, taken })
+            }
+            Request::FreeSeat { home_key } => {
+                self.home.free_seat(home_key);
+                None
             }
             Request::Unsubscribe { home_key } => {
                 self.home.unsubscribe(home_key, from);

@@ -23,8 +23,8 @@ use crate::id::NameSpace;
 use crate::io::{Completion, Errno, Io, Operation, Socket, Token};
 use crate::protocol::handshake;
 use crate::protocol::{
-    CloseCode, Event, HandshakeError, HandshakeLimits, Method, Opcode, Payload, Progress, Request,
-    encode_close, encode_frame, parse_request,
+    CloseCode, Event, HandshakeError, HandshakeLimits, Method, Opcode, Payload, PayloadLimits,
+    Progress, Request, encode_close, encode_frame, is_proxy_header, parse_request,
 };
 use crate::slab::Key;
 
@@ -131,13 +131,8 @@ impl<I: Io> Shard<I> {
         if self.drain.is_some() {
             return self.refuse(key, HandshakeError::Draining);
         }
-        if self.connections.len() > self.limits.connections_per_shard_max
-            || !self.ends.census.admit(self.limits.connections_max)
-        {
-            return self.refuse(key, HandshakeError::Full);
-        }
-        if let Some(connection) = self.connections.get_mut(key) {
-            connection.admitted = true;
+        if let Err(error) = self.admit(key) {
+            return self.refuse(key, error);
         }
         self.set_deadline(key, self.limits.handshake_timeout);
         self.watch_input(key);
@@ -231,7 +226,7 @@ impl<I: Io> Shard<I> {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
-        if connection.phase == Phase::Opening || !connection.may_read() {
+        if matches!(connection.phase, Phase::Preface | Phase::Opening) || !connection.may_read() {
             return;
         }
         let mut held = connection.take_held();
@@ -249,6 +244,7 @@ impl<I: Io> Shard<I> {
     /// Handles bytes of the peer, or holds them back if that has to wait.
     fn handle_input(&mut self, key: Key, input: &mut [u8]) {
         match self.connections.get(key).map(|connection| connection.phase) {
+            Some(Phase::Preface) => self.handle_preface(key, input),
             Some(Phase::Opening) => self.handle_opening(key, input),
             Some(Phase::Joining) => self.hold(key, input),
             Some(Phase::Open | Phase::Closing) => self.handle_frames(key, input),
@@ -256,7 +252,7 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    fn hold(&mut self, key: Key, input: &[u8]) {
+    pub(super) fn hold(&mut self, key: Key, input: &[u8]) {
         if let Some(connection) = self.connections.get_mut(key)
             && !input.is_empty()
         {
@@ -285,7 +281,13 @@ impl<I: Io> Shard<I> {
             Ok(Progress::Incomplete) => return self.hold(key, head),
             Ok(Progress::Complete { request, consumed }) => {
                 let method = request.method;
-                self.answer(key, &request).map(|answer| (answer, consumed)).map_err(|e| (method, e))
+                self.identify(key, &request)
+                    .and_then(|()| self.answer(key, &request))
+                    .map(|answer| (answer, consumed))
+                    .map_err(|error| (method, error))
+            }
+            Err(_) if is_proxy_header(head) => {
+                Err((Method::Other, HandshakeError::ProxyHeaderUnexpected))
             }
             Err(error) => Err((Method::Other, error)),
         };
@@ -366,6 +368,7 @@ impl<I: Io> Shard<I> {
             return;
         };
         connection.heard = Heard::Message;
+        self.begin_metering(key);
         self.clear_deadline(key);
         self.note_opened(key);
         handshake::encode_accept(&accept.key, accept.subprotocol, &mut self.replies);
@@ -387,12 +390,21 @@ impl<I: Io> Shard<I> {
                 self.hold(key, &input[at..]);
                 break;
             }
-            let message_bytes_max = connection.endpoint.message_bytes_max(&self.limits);
-            let step =
-                connection.decoder.decode(&mut input[at..], message_bytes_max, &mut self.budget);
+            let phase = connection.phase;
+            let limits = PayloadLimits {
+                frame_bytes_max: self.limits.frame_bytes_max,
+                message_bytes_max: connection.endpoint.message_bytes_max(&self.limits),
+            };
+            let step = connection.decoder.decode(&mut input[at..], limits, &mut self.budget);
             match step {
                 Ok(step) => {
                     at += step.consumed;
+                    if phase == Phase::Open
+                        && let Err(error) = self.meter(key, step.consumed, step.event.as_ref())
+                    {
+                        self.fail(key, error);
+                        break;
+                    }
                     if let Some(event) = step.event {
                         begins |= matches!(event, Event::Message { .. });
                         self.handle_event(key, event);
@@ -476,8 +488,7 @@ impl<I: Io> Shard<I> {
         if opcode != Opcode::Text {
             return self.reply_native(|out| native::error(ErrorCode::InvalidMessage, None, out));
         }
-        let (room_max, user_max) = (self.limits.room_id_bytes_max, self.limits.user_id_bytes_max);
-        let request = match native::parse(message, room_max, user_max) {
+        let request = match native::parse(message, &self.limits) {
             Ok(request) => request,
             Err(refusal) => {
                 return self.reply_native(|out| native::error(refusal.code, refusal.id, out));

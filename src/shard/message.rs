@@ -27,6 +27,18 @@ pub enum Request {
         /// Its key at the sender.
         room: Key,
     },
+    /// Somebody wants to be a member of a room of few seats.
+    TakeSeat {
+        /// The room's key at its home.
+        home_key: Key,
+        /// Its key at the sender.
+        room: Key,
+    },
+    /// A member of a room of few seats has left.
+    FreeSeat {
+        /// The room's key at its home.
+        home_key: Key,
+    },
     /// The sender has no members any more.
     Unsubscribe {
         /// The room's key at its home.
@@ -59,6 +71,15 @@ pub enum Delivery {
         home_key: Key,
         /// The newest offset so far.
         offset: u64,
+        /// Its members need seats.
+        few_seats: bool,
+    },
+    /// The answer to [`Request::TakeSeat`], in the order of the requests.
+    Seat {
+        /// The room's key at the receiver.
+        room: Key,
+        /// Whether there was one.
+        taken: bool,
     },
     /// The other answer to [`Request::Subscribe`]: the home has no room for the room.
     Refused {

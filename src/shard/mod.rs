@@ -15,7 +15,10 @@
 //! | File            | What it does                                                       |
 //! |-----------------|--------------------------------------------------------------------|
 //! | [`connection`]  | one connection's state                                             |
-//! | `admission`     | whose connections they are: addresses of clients                   |
+//! | [`census`]      | what all shards count together: connections, also by address        |
+//! | `admission`     | who may come in, and whose connection it is                        |
+//! | `meter`         | how fast connections may send                                      |
+//! | [`rate`]        | so many per second                                                 |
 //! | `input`         | completions and received bytes: handshakes, messages, commands     |
 //! | `output`        | sends, short sends, and the end of connections                     |
 //! | `fanout`        | rooms: join, leave, publish, mailboxes, sweeps                     |
@@ -38,6 +41,7 @@
 mod admission;
 mod authority;
 pub mod calls;
+pub mod census;
 pub mod connection;
 pub mod deadlines;
 pub mod drain;
@@ -47,22 +51,25 @@ pub(crate) mod heartbeat;
 pub mod histogram;
 mod input;
 pub mod message;
+mod meter;
 pub mod metrics;
 mod output;
 pub mod publisher;
 pub mod question;
+pub mod rate;
 mod slow;
 pub mod thread;
 
 use std::collections::VecDeque;
 use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
 use crate::config::Limits;
+#[cfg(test)]
+use crate::id::RoomName;
 use crate::id::{HomeHasher, ShardId};
 use crate::io::mailbox::{Lanes, Sleeper, Sleepers};
 use crate::io::{Completion, Io, Operation, Wait};
@@ -72,13 +79,16 @@ use crate::room::home::HomeTable;
 use crate::room::{RoomTable, SegmentPool};
 use crate::slab::{Key, Slab};
 
+use admission::Clients;
 use authority::Authority;
+use census::Census;
 use connection::{Connection, Phase, Phases};
 use deadlines::Deadlines;
 use drain::Drain;
 use fanout::Waiting;
 use heartbeat::Hand;
 use message::{Control, Delivery, Request};
+use meter::Meters;
 use metrics::{Sent, ShardMetrics};
 use output::{Reason, Staged};
 use publisher::{Inlet, Publisher};
@@ -152,32 +162,6 @@ pub struct ControlEnds {
     pub inquirer: Inquirer,
 }
 
-/// How many connections all shards hold together. Touched once at the beginning and once at the
-/// end of a connection; that is all that shards share besides mailboxes.
-#[derive(Debug, Clone, Default)]
-struct Census(Arc<AtomicUsize>);
-
-impl Census {
-    /// Counts one more connection, unless there are `max` already.
-    fn admit(&self, max: usize) -> bool {
-        let admitted = self.0.fetch_add(1, Ordering::Relaxed) < max;
-        if !admitted {
-            self.leave();
-        }
-        admitted
-    }
-
-    /// How many there are, give or take those that come and go now.
-    fn count(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// Counts one connection less.
-    fn leave(&self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// How many commands of the control thread may wait for a shard.
 const CONTROLS_MAX: usize = 16;
 
@@ -246,6 +230,8 @@ pub struct Shard<I: Io> {
     metrics: Arc<ShardMetrics>,
 
     connections: Slab<Connection>,
+    clients: Clients,
+    meters: Meters,
     deadlines: Deadlines,
     /// Goes round the connections while heartbeats are on.
     hand: Option<Hand>,
@@ -276,8 +262,9 @@ pub struct Shard<I: Io> {
     active: VecDeque<Key>,
     /// Connections whose request found a mailbox full.
     stalled: Vec<Key>,
-    /// Subscriptions, their ends, and last publishes of members that have gone, that found a
-    /// mailbox full; at most two per room and one per connection. While draining, questions, too.
+    /// Subscriptions, their ends, seats asked for and given back, and last publishes of members
+    /// that have gone, that found a mailbox full; at most two per room, two per connection, and
+    /// one per membership in a room of few seats. While draining, questions, too.
     links: VecDeque<(ShardId, Request)>,
     /// The next slot of the rooms' table whose policy may have changed; at its end: none.
     policies_due: u32,
@@ -336,6 +323,8 @@ impl<I: Io> Shard<I> {
             hand: None,
             connections: Slab::new(),
             authority: Authority::default(),
+            clients: Clients::default(),
+            meters: Meters::default(),
             rooms: RoomTable::default(),
             home: HomeTable::new(limits.rooms_max, limits.policies.default.high_water_mark),
             segments: SegmentPool::new(),
@@ -523,7 +512,7 @@ impl<I: Io> Shard<I> {
             match connection.phase {
                 // Its request is complete: it is we who are late.
                 Phase::Opening if connection.waiting => self.refuse(key, HandshakeError::Busy),
-                Phase::Opening => self.refuse(key, HandshakeError::Timeout),
+                Phase::Preface | Phase::Opening => self.refuse(key, HandshakeError::Timeout),
                 Phase::Joining => self.refuse(key, HandshakeError::Busy),
                 Phase::Open => self.expire_open(key),
                 Phase::Closing | Phase::Draining => self.retire(key, Reason::CloseTimeout),
@@ -545,7 +534,8 @@ impl<I: Io> Shard<I> {
         assert_eq!(self.phases, phases, "connections are counted as they are");
         Residue {
             connections: self.connections.len(),
-            census: self.ends.census.count(),
+            census: self.ends.census.totals(),
+            proxied: self.proxied_len(),
             rooms: self.rooms.len(),
             homes: self.home.len(),
             log_bytes_max: self.rooms.iter().map(|room| room.log.len()).max().unwrap_or(0),
@@ -560,6 +550,12 @@ impl<I: Io> Shard<I> {
             deadlines: usize::from(self.deadlines.next().is_some()),
             tokens: self.authority.len(),
         }
+    }
+
+    /// How many members each of its rooms has here.
+    #[cfg(test)]
+    pub(crate) fn members(&self) -> impl Iterator<Item = (&RoomName, usize)> {
+        self.rooms.iter().map(|room| (&room.name, room.members().len()))
     }
 
     /// An open connection's deadline is that of its sends while its socket is full, otherwise that
@@ -592,8 +588,9 @@ impl<I: Io> Shard<I> {
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Residue {
     pub(crate) connections: usize,
-    /// Of all shards together.
-    pub(crate) census: usize,
+    /// Of all shards together, in all and counted by address.
+    pub(crate) census: (usize, usize),
+    pub(crate) proxied: usize,
     pub(crate) rooms: usize,
     pub(crate) homes: usize,
     /// Of the room that holds the most.

@@ -430,7 +430,9 @@ impl<I: Io> Shard<I> {
         match connection.phase {
             Phase::Draining | Phase::Dead => return,
             Phase::Closing => {}
-            Phase::Opening | Phase::Joining | Phase::Open => self.note_end(key, reason),
+            Phase::Preface | Phase::Opening | Phase::Joining | Phase::Open => {
+                self.note_end(key, reason);
+            }
         }
         self.leave_rooms(key);
         self.enter_phase(key, Phase::Draining);
@@ -479,7 +481,9 @@ impl<I: Io> Shard<I> {
     /// Ends the connection at once, whatever it is owed.
     pub(super) fn retire(&mut self, key: Key, reason: Reason) {
         match self.connections.get(key).map(|connection| connection.phase) {
-            Some(Phase::Opening | Phase::Joining | Phase::Open) => self.note_end(key, reason),
+            Some(Phase::Preface | Phase::Opening | Phase::Joining | Phase::Open) => {
+                self.note_end(key, reason);
+            }
             Some(Phase::Closing | Phase::Draining) => {}
             Some(Phase::Dead) | None => return,
         }
@@ -512,10 +516,8 @@ impl<I: Io> Shard<I> {
         };
         if connection.phase == Phase::Dead && !connection.is_armed() {
             let socket = connection.socket;
-            if connection.admitted {
-                self.ends.census.leave();
-            }
             self.authority.remove(key);
+            self.forget(key, connection.admitted);
             self.connections.remove(key);
             self.phases.leave(Phase::Dead);
             self.io.submit(Operation::Close { socket });

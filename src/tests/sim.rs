@@ -77,6 +77,7 @@ fn sim_keeps_its_promises() {
     let farewells = total(|outcome| outcome.farewells);
     let (pings, vanished, cut) =
         (total(|o| o.pings), total(|o| o.vanished), total(|o| o.pong_timeouts));
+    let (addresses_full, rooms_full) = (total(|o| o.addresses_full), total(|o| o.rooms_full));
     let (published, busy) = (total(|o| o.published), total(|o| o.busy));
     let reloads = total(|outcome| outcome.reloads);
     let listed = total(|o| o.listed);
@@ -85,7 +86,7 @@ fn sim_keeps_its_promises() {
          {slow} slow consumers, {to_newest} skipped to the newest, {oldest} dropped as the oldest, \
          {told} of them told, {accounted} worlds accounted for, \
          {drained} drains of {farewells} members, {pings} pings, \
-         {vanished} vanished, {cut} cut, \
+         {vanished} vanished, {cut} cut, {addresses_full} addresses full, {rooms_full} rooms full, \
          {published} published by backends, {busy} refused, {listed} members listed, \
          {reloads} reloads",
         outcomes.len()
@@ -95,6 +96,7 @@ fn sim_keeps_its_promises() {
         assert!(farewells > SEEDS / 2);
         assert!(to_newest > SEEDS && oldest > SEEDS && told > SEEDS && accounted > 0);
         assert!(pings > SEEDS && vanished > SEEDS / 4 && cut > SEEDS / 8);
+        assert!(addresses_full > SEEDS && rooms_full > SEEDS);
         assert!(published > SEEDS && busy > SEEDS && listed > SEEDS);
         assert!(reloads > SEEDS / 4);
     }

@@ -22,7 +22,7 @@ pub(super) fn decode_in_pieces(stream: &[u8], pieces: &[usize], max: usize) -> O
         let mut input = &mut piece[..];
         while !input.is_empty() {
             let input_len = input.len();
-            let step = match decoder.decode(input, max, &mut budget) {
+            let step = match decoder.decode(input, of(max), &mut budget) {
                 Ok(step) => step,
                 Err(violation) => {
                     error = Some(violation);
@@ -70,3 +70,8 @@ pub fn fuzz_decoder(data: &[u8]) {
 
 /// Small, so that the limit is met often.
 const FUZZ_MESSAGE_BYTES_MAX: usize = 1000;
+
+/// Limits for messages of at most `message_bytes_max` in any frames.
+pub(super) fn of(message_bytes_max: usize) -> PayloadLimits {
+    PayloadLimits { frame_bytes_max: usize::MAX, message_bytes_max }
+}

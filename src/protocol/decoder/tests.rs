@@ -3,7 +3,7 @@ use proptest::prelude::*;
 
 use super::super::close::CloseCode;
 use super::super::frame::{CONTROL_PAYLOAD_LEN_MAX, tests::opcodes};
-use super::harness::{Outcome, decode_in_pieces};
+use super::harness::{Outcome, decode_in_pieces, of};
 use super::*;
 use Opcode::{Binary, Close, Continuation, Ping, Pong, Text};
 
@@ -157,6 +157,28 @@ fn the_size_limit_is_inclusive() {
 }
 
 /// Autobahn 6.4: neither the frame nor the message is complete, the text is already wrong.
+/// The largest frame that is allowed, and one byte more; in a message as long as ever.
+#[test]
+fn frames_have_a_limit_of_their_own() {
+    use ProtocolError::{FrameTooBig, MessageTooBig};
+    let limits = PayloadLimits { frame_bytes_max: 125, message_bytes_max: MAX };
+    let decode = |stream: &[u8]| {
+        let (mut decoder, mut budget) = (Decoder::default(), PartialBudget::new(MAX));
+        decoder.decode(&mut stream.to_vec(), limits, &mut budget).map(|step| step.consumed)
+    };
+    for (fin, opcode) in [(FIN, Binary), (MORE, Text)] {
+        let fits = frame(fin, opcode, [b'x'; 125]);
+        assert_eq!(decode(&fits), Ok(fits.len()));
+        assert_eq!(decode(&frame(fin, opcode, [b'x'; 126])), Err(FrameTooBig));
+    }
+    let begun = frame(MORE, Binary, [1; 125]);
+    let last = |len| [&begun[..], &frame(FIN, Continuation, vec![1; len])].concat();
+    assert_eq!(decode(&last(125)), Ok(last(125).len()));
+    assert_eq!(decode(&last(126)), Err(FrameTooBig));
+    assert_eq!(decode(&frame(FIN, Ping, [1; 125])), Ok(131));
+    assert_eq!(decode(&frame(FIN, Binary, [1; MAX + 1])), Err(MessageTooBig));
+}
+
 #[test]
 fn bad_text_is_refused_with_the_chunk_that_shows_it() {
     let good = "κόσμε".as_bytes();
@@ -166,7 +188,7 @@ fn bad_text_is_refused_with_the_chunk_that_shows_it() {
     let mut budget = PartialBudget::new(MAX);
     let mut decoder = Decoder::default();
     for (i, byte) in stream.iter().enumerate() {
-        match decoder.decode(&mut [*byte], MAX, &mut budget) {
+        match decoder.decode(&mut [*byte], of(MAX), &mut budget) {
             Ok(_) => assert!(i < wrong_at, "accepted at {i}"),
             Err(error) => {
                 assert_eq!((i, error), (wrong_at, ProtocolError::InvalidUtf8));
@@ -185,7 +207,7 @@ fn a_whole_frame_is_borrowed_and_a_cut_one_is_put_together() {
     let mut budget = PartialBudget::new(MAX);
     let mut decoder = Decoder::default();
 
-    let step = decoder.decode(first, MAX, &mut budget).unwrap();
+    let step = decoder.decode(first, of(MAX), &mut budget).unwrap();
     assert_eq!(step.consumed, 11);
     let Some(Event::Message { opcode: Text, payload: Payload::Borrowed(b"whole") }) = step.event
     else {
@@ -193,17 +215,17 @@ fn a_whole_frame_is_borrowed_and_a_cut_one_is_put_together() {
     };
     assert!(decoder.is_idle());
 
-    let step = decoder.decode(&mut first[11..], MAX, &mut budget).unwrap();
+    let step = decoder.decode(&mut first[11..], of(MAX), &mut budget).unwrap();
     assert_eq!(step.consumed, 10);
     assert!(matches!(step.event, Some(Event::Ping(Payload::Borrowed(b"ping")))));
     assert!(decoder.is_idle());
 
-    let step = decoder.decode(&mut first[21..], MAX, &mut budget).unwrap();
+    let step = decoder.decode(&mut first[21..], of(MAX), &mut budget).unwrap();
     assert_eq!(step, Step { consumed: 10, event: None });
     assert_eq!((budget.used(), decoder.partial_bytes()), (7, 7));
     assert!(!decoder.is_idle());
 
-    let step = decoder.decode(last, MAX, &mut budget).unwrap();
+    let step = decoder.decode(last, of(MAX), &mut budget).unwrap();
     let Some(Event::Message { payload: Payload::Owned(payload), .. }) = step.event else {
         panic!("{:?}", step.event)
     };
@@ -219,15 +241,15 @@ fn a_header_alone_takes_no_memory_for_what_it_claims() {
     let mut decoder = Decoder::default();
     let stream = frame(FIN, Binary, vec![0; 1 << 20]);
     let (header, payload) = stream.split_at(14);
-    decoder.decode(&mut header.to_vec(), max, &mut budget).unwrap();
+    decoder.decode(&mut header.to_vec(), of(max), &mut budget).unwrap();
     assert_eq!(budget.used(), 0);
-    decoder.decode(&mut payload[..1].to_vec(), max, &mut budget).unwrap();
+    decoder.decode(&mut payload[..1].to_vec(), of(max), &mut budget).unwrap();
     assert_eq!(budget.used(), CAPACITY_MIN);
     // 500 bytes fit and take 512; doubling that for 600 does not.
-    decoder.decode(&mut payload[..499].to_vec(), max, &mut budget).unwrap();
+    decoder.decode(&mut payload[..499].to_vec(), of(max), &mut budget).unwrap();
     assert_eq!(budget.used(), 512);
     let mut more = payload[..100].to_vec();
-    let refused = decoder.decode(&mut more, max, &mut budget);
+    let refused = decoder.decode(&mut more, of(max), &mut budget);
     assert_eq!(refused, Err(ProtocolError::NoRoom));
     decoder.reset(&mut budget);
     assert_eq!(budget.used(), 0);
@@ -240,9 +262,9 @@ fn many_small_fragments_grow_by_doubling() {
     let mut budget = PartialBudget::new(max);
     let mut decoder = Decoder::default();
     let mut capacities = Vec::new();
-    decoder.decode(&mut frame(MORE, Binary, [1]), max, &mut budget).unwrap();
+    decoder.decode(&mut frame(MORE, Binary, [1]), of(max), &mut budget).unwrap();
     for _ in 0..20_000 {
-        decoder.decode(&mut frame(MORE, Continuation, [1]), max, &mut budget).unwrap();
+        decoder.decode(&mut frame(MORE, Continuation, [1]), of(max), &mut budget).unwrap();
         capacities.push(decoder.partial_bytes());
     }
     capacities.dedup();

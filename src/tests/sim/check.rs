@@ -72,6 +72,8 @@ pub(super) struct Checker {
     pub(super) told: u64,
     /// Members that were closed by a drain with all they were owed.
     pub(super) farewells: u64,
+    /// Joins that found no seat.
+    pub(super) rooms_full: u64,
     /// In rooms where raw members may miss some: what came before what.
     order: BTreeSet<(usize, usize)>,
 }

@@ -144,6 +144,9 @@ const HAND_SLACK: Duration = Duration::from_millis(300);
 /// Within this time the server sees an end, even if polls come late.
 const PROMPT: Duration = Duration::from_millis(300);
 
+/// Those whose word about their clients is taken in some worlds.
+pub(super) const PROXIES: &str = "192.0.2.0/31";
+
 pub(super) const ROOM_NAMES: [&str; 4] = ["lobby", "a b/c", "é\"\\x", "z"];
 
 impl Peer {
@@ -204,6 +207,10 @@ impl Peer {
             done: false,
         };
         let request = peer.request(plan, net);
+        if plan.proxies && number.is_multiple_of(2) && is_proxy(peer.link) {
+            let header = format!("PROXY TCP4 203.0.113.{} 192.0.2.9 1 2\r\n", number % 3);
+            peer.out.extend(header.into_bytes());
+        }
         peer.out.extend(request);
         net.note("connect", &[number as u64, peer.link as u64, shard as u64, u64::from(eager)]);
         peer
@@ -220,10 +227,13 @@ impl Peer {
         let protocol = if self.offered { "Sec-WebSocket-Protocol: x, fanwire.v1\r\n" } else { "" };
         let token = plan.token.as_ref();
         let token = token.map_or("".into(), |token| format!("Authorization: Bearer {token}\r\n"));
+        // Taken from proxies, and from nobody else.
+        let client = format!("X-Forwarded-For: 198.51.100.{}\r\n", self.number % 3);
+        let client = if plan.proxies { &client } else { "" };
         let good = format!(
             "GET {path} HTTP/1.1\r\nHost: sim\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-             {protocol}{token}\r\n"
+             {protocol}{token}{client}\r\n"
         );
         match self.kind {
             Kind::Refused(_) => {
@@ -251,6 +261,11 @@ impl Peer {
             }
             _ => good.into_bytes(),
         }
+    }
+
+    /// What its request was answered with.
+    pub(super) fn status(&self) -> Option<u16> {
+        self.status
     }
 
     /// Whether it is connected, has got everything through and wants to stay.
@@ -356,7 +371,7 @@ impl Peer {
             head.field("content-length").map_or(0, |len| len.parse().expect("a length"));
         let (expected, may_be_full) = match self.kind {
             Kind::Native | Kind::Echo => (101, plan.crowded || plan.draining),
-            Kind::Raw(_) => (101, plan.crowded || plan.draining || plan.rooms_scarce),
+            Kind::Raw(_) => (101, plan.crowded || plan.draining || plan.joins_may_fail()),
             Kind::Refused(status) => (status, plan.crowded || plan.draining),
             Kind::Unfinished => (408, plan.crowded || plan.draining),
         };
@@ -365,6 +380,7 @@ impl Peer {
         let waits = matches!(self.kind, Kind::Raw(_)) || plan.token.is_some();
         let fair = head.status == expected
             || (head.status == 503 && may_be_full)
+            || (head.status == 429 && plan.addresses_scarce)
             || (net.clock >= self.since + plan.handshake_timeout
                 && (head.status == 408 || (head.status == 503 && waits)));
         assert!(fair, "peer {} is answered {head:?}, expected {expected}", self.number);
@@ -508,8 +524,15 @@ impl Peer {
                     Some(Owed::Error { code: owed, id: owed_id }) => {
                         assert_eq!((code.as_str(), id), (owed, owed_id));
                     }
-                    Some(Owed::Joined { room, id: owed_id }) if plan.rooms_scarce => {
-                        assert_eq!((code.as_str(), id), ("server_busy", owed_id));
+                    Some(Owed::Joined { room, id: owed_id }) if plan.joins_may_fail() => {
+                        assert_eq!(id, owed_id);
+                        match code.as_str() {
+                            "room_full" => {
+                                assert!(plan.seats_scarce);
+                                check.rooms_full += 1;
+                            }
+                            code => assert!(plan.rooms_scarce && code == "server_busy", "{code}"),
+                        }
                         self.seats.remove(&room);
                     }
                     owed => panic!("error {code}, owed {owed:?}"),
@@ -589,7 +612,8 @@ impl Peer {
         // The page is long, and the time for it is short; that for any other answer can be over,
         // too.
         let page = self.kind == Kind::Refused(200);
-        let refused = matches!(self.kind, Kind::Refused(_));
+        let refused = matches!(self.kind, Kind::Refused(_))
+            || self.status.is_some_and(|status| matches!(status, 429 | 503));
         let answered = refused && net.clock >= self.since + plan.close_timeout;
         // A slow consumer has only so long to take the close that tells it so.
         // Nor has it long to answer a ping in some worlds.
@@ -748,9 +772,9 @@ impl Peer {
     }
 
     fn act_native(&mut self, plan: &Plan, net: &mut Net, check: &mut Checker) {
-        // Whether a join goes well is not known beforehand when rooms are scarce.
+        // Whether a join goes well is not known beforehand when rooms or seats are scarce.
         let joins = self.owed.iter().any(|owed| matches!(owed, Owed::Joined { .. }));
-        if plan.rooms_scarce && joins {
+        if plan.joins_may_fail() && joins {
             return;
         }
         let room = net.rng.random_range(0..plan.rooms);
@@ -942,6 +966,12 @@ fn raw_id(opcode: u8, payload: &[u8]) -> usize {
         BINARY => u64::from_be_bytes(*id) as usize,
         _ => std::str::from_utf8(id).expect("digits").parse().expect("digits"),
     }
+}
+
+/// Whether a connection comes from a proxy.
+fn is_proxy(link: usize) -> bool {
+    let proxies: ipnet::IpNet = PROXIES.parse().expect("it is a network");
+    proxies.contains(&super::net::client_address(link).ip())
 }
 
 fn percent_encode(name: &str) -> String {

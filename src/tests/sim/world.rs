@@ -9,6 +9,7 @@
 //! that never happens. Time is a number that jumps to the next event when nobody has work.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,11 +20,11 @@ use rand::{RngExt, SeedableRng};
 use super::backend::Backend;
 use super::check::Checker;
 use super::net::{Net, SimIo, UNIX_TIME};
-use super::peer::{Departure, Peer, ROOM_NAMES, pick};
+use super::peer::{Departure, PROXIES, Peer, ROOM_NAMES, pick};
 use crate::auth::{Algorithm, Expected, Key, Verifier};
 use crate::config::{
-    Heartbeats, Limits, MembersMax, Origins, Policies, Policy, ProxyProtocol, RoomAlphabet,
-    RoomRule, SlowConsumer, TrustedProxies,
+    Heartbeats, Limits, MembersMax, MembersRule, Origins, Policies, Policy, ProxyProtocol, Rate,
+    RoomAlphabet, RoomRule, SlowConsumer, TrustedProxies, TrustedProxy,
 };
 use crate::id::HomeHasher;
 use crate::pattern::Pattern;
@@ -74,6 +75,10 @@ pub(super) struct Plan {
     drain_rate: Option<u32>,
     /// Now and then their marks and ages change.
     reloads: bool,
+    /// An address may have few connections, and rooms few members; some addresses are proxies'.
+    pub(super) addresses_scarce: bool,
+    pub(super) seats_scarce: bool,
+    pub(super) proxies: bool,
     drains: bool,
     /// The drain has begun.
     pub(super) draining: bool,
@@ -104,6 +109,9 @@ pub(super) struct Outcome {
     /// Peers that vanished, and connections that were cut for it, or for a long stall.
     pub(super) vanished: u64,
     pub(super) pong_timeouts: u64,
+    /// Connections refused for their address, and joins for want of seats.
+    pub(super) addresses_full: u64,
+    pub(super) rooms_full: u64,
     /// Publishes by a backend that had members to go to, and those refused.
     pub(super) published: u64,
     pub(super) busy: u64,
@@ -165,6 +173,8 @@ pub(super) fn run(seed: u64, drain: Option<bool>, print: bool) -> Outcome {
         pings: total(|metrics| metrics.pings_sent.value()),
         vanished: world.peers.iter().filter(|peer| peer.has_vanished()).count() as u64,
         pong_timeouts: total(|metrics| metrics.pong_timeouts.value()),
+        addresses_full: world.peers.iter().filter(|peer| peer.status() == Some(429)).count() as u64,
+        rooms_full: world.check.rooms_full,
         published: world.backend.as_ref().map_or(0, |backend| backend.published),
         busy: world.backend.as_ref().map_or(0, |backend| backend.busy),
         reloads: world.reloads,
@@ -191,10 +201,16 @@ impl World {
         if seed % 7 == 3 {
             plan.token = Some(sign());
         }
+        // The same.
+        plan.addresses_scarce = matches!(seed % 7, 3 | 5);
+        plan.proxies = plan.addresses_scarce && seed.is_multiple_of(2);
+        plan.seats_scarce = matches!(seed % 9, 4 | 7);
         plan.drains = drain.unwrap_or(plan.drains);
         // By the number, again.
         plan.drain_rate = [None, Some(10), Some(60), Some(1000)][seed as usize / 2 % 4];
-        let limits = Arc::new(plan.limits(&mut net));
+        let mut limits = plan.limits(&mut net);
+        plan.draw_limits(&mut limits, &mut StdRng::seed_from_u64(seed << 32));
+        let limits = Arc::new(limits);
         plan.set_faults(&mut net, &limits);
         if print {
             println!("{plan:#?}\n{limits:#?}\n{:#?}", net.faults);
@@ -486,6 +502,20 @@ impl World {
         }
     }
 
+    /// No room has more members than it may, over all shards.
+    fn check_members(&self) {
+        let mut members = HashMap::new();
+        for shard in self.shards.iter().flatten() {
+            for (name, len) in shard.members() {
+                *members.entry(name).or_insert(0) += len;
+            }
+        }
+        for (name, len) in members {
+            let max = self.limits.members_per_room_max.of(&name.name);
+            assert!(max.is_none_or(|max| len <= max), "{len} members of {name:?}, {max:?} allowed");
+        }
+    }
+
     fn tick(&mut self, shard: usize) {
         self.ticks += 1;
         self.check_vanished();
@@ -495,7 +525,12 @@ impl World {
             self.plan.ended = true;
             self.shards[shard] = None;
             self.net.borrow_mut().end_shard(shard);
-        } else if self.steps.is_multiple_of(16) && !self.plan.roomy {
+        }
+        if self.plan.seats_scarce {
+            self.check_members();
+        }
+        let Some(running) = &self.shards[shard] else { return };
+        if self.steps.is_multiple_of(16) && !self.plan.roomy {
             // What the slowest member may be behind, and what comes in before it is closed.
             let bytes_max = 2 * self.mark_max + 2 * SEGMENT_BYTES as u64;
             let bytes = running.residue().log_bytes_max;
@@ -573,6 +608,9 @@ impl Plan {
             rules: Vec::new(),
             drain_rate: None,
             reloads: false,
+            addresses_scarce: false,
+            seats_scarce: false,
+            proxies: false,
             drains: net.chance(0.2),
             draining: false,
             drain_until: Duration::MAX,
@@ -620,6 +658,36 @@ impl Plan {
             let pattern = Pattern::new(name).expect("a room has a name");
             self.rules.push(RoomRule::new(pattern, policy));
         }
+    }
+
+    /// What there is few of for each address and room, and who is a proxy.
+    fn draw_limits(&self, limits: &mut Limits, rng: &mut StdRng) {
+        if self.addresses_scarce {
+            limits.connections_per_address_max = Some(rng.random_range(1..5));
+            let rate = Rate { per_second: 10, burst: rng.random_range(1..5) };
+            limits.handshakes_per_second_per_address = rng.random_bool(0.3).then_some(rate);
+            if self.proxies {
+                limits.trusted_proxies = TrustedProxies::new(&[TrustedProxy::Network(
+                    PROXIES.parse().expect("it is a network"),
+                )]);
+                limits.proxy_protocol = ProxyProtocol::Optional;
+            }
+        }
+        if self.seats_scarce {
+            for name in ROOM_NAMES {
+                if rng.random_bool(0.3) {
+                    continue;
+                }
+                let pattern = Pattern::new(name).expect("a name is a pattern");
+                let members_max = rng.random_range(1..5);
+                limits.members_per_room_max.0.push(MembersRule { pattern, members_max });
+            }
+        }
+    }
+
+    /// Whether a join may find no place.
+    pub(super) fn joins_may_fail(&self) -> bool {
+        self.rooms_scarce || self.seats_scarce
     }
 
     /// Whether slow consumers are disconnected in some room.
