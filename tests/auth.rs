@@ -430,9 +430,8 @@ fn refuses_to_start(flags: &[&str], words: &[&str]) {
 fn the_server_does_not_serve_everybody_unless_told_to() {
     let listen = format!("0.0.0.0:{}", free_port());
     refuses_to_start(&["--listen", &listen], &["not a loopback", "--insecure", "auth_keys"]);
-    let port = free_port();
-    let everywhere = format!("0.0.0.0:{port}").parse().expect("an address");
     for flags in [&["--insecure"][..], &["--auth-keys", SECRET_FILE]] {
+        let everywhere = format!("0.0.0.0:{}", free_port()).parse().expect("an address");
         let server = Server::start_at(&[everywhere], flags);
         let mut wire = Wire::connect(server.address());
         wire.send(&upgrade_request("/ws"));

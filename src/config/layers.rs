@@ -196,6 +196,8 @@ Examples:
   fanwire serve                                   chat page on http://127.0.0.1:8080/
   fanwire serve --auth-keys HS256:/etc/fanwire/secret --origins https://example.com \
     --listen 0.0.0.0:80 --listen '[::]:80' --admin off
+    (the claims of a token: {\"sub\":\"alice\",\"exp\":1790000000,
+     \"rooms\":[{\"pattern\":\"chat:*\",\"join\":true,\"publish\":true}]})
   fanwire serve --listen 0.0.0.0:80 --insecure    everybody may join every room
   fanwire serve --shards 8 --cpus 0-3             two shards on each of four CPUs
   fanwire config --shards 8 > fanwire.toml        a commented file with every setting
