@@ -80,8 +80,8 @@ pub struct Settings {
     #[serde(serialize_with = "value::serialize_duration")]
     pub auth_leeway: Duration,
 
-    /// Origins whose pages may connect, such as https://example.com or https://*.example.com (every
-    /// host below it); pages of others are answered 403. Clients that send no Origin are no
+    /// Origins whose pages may connect, such as `https://example.com` or `https://*.example.com`
+    /// (every host below it); pages of others are answered 403. Clients that send no Origin are no
     /// browsers, and pass. Give several, or a list; "off" lets all in.
     #[arg(long, help_heading = AUTHENTICATION, default_value = "off", value_name = "ORIGIN|off",
           value_delimiter = ',', value_parser = Parser(origin::read), group = LIVE)]
