@@ -144,6 +144,15 @@ impl HomeHasher {
         self.shards
     }
 
+    /// A hash of `name`, the same on every shard.
+    #[must_use]
+    pub fn hash(&self, name: &str) -> u32 {
+        let mut hasher = DefaultHasher::new();
+        self.key.hash(&mut hasher);
+        name.hash(&mut hasher);
+        hasher.finish() as u32
+    }
+
     /// The home shard of `room`.
     #[must_use]
     pub fn home(&self, room: &RoomName) -> ShardId {

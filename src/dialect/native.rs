@@ -5,6 +5,7 @@
 //! | `{"type":"join","room_id":R,"user_id":U}`       | `{"type":"joined","room_id":R,"offset":N}` |
 //! | `{"type":"leave","room_id":R}`                  | `{"type":"left","room_id":R}`            |
 //! | `{"type":"broadcast","room_id":R,"content":C}`  | to every member: `{"type":"broadcast","room_id":R,"sender":U,"offset":N,"content":C}` |
+//! | `{"type":"direct","user_id":U,"content":C}`     | to every connection of that user: `{"type":"direct","sender":U,"content":C}` |
 //! | `{"type":"ping"}`                               | `{"type":"pong"}`                        |
 //! | `{"type":"auth","token":T}`                     | `{"type":"authenticated","expires_in_s":N}` |
 //!
@@ -17,7 +18,8 @@
 //! milliseconds to wait, once closed, before it comes back.
 //!
 //! With `"id":I` (a number or a string) the answer carries the same `id`, and a broadcast is
-//! answered `{"type":"ack","id":I,"offset":N}`. What cannot be done is answered
+//! answered `{"type":"ack","id":I,"offset":N}`, a direct message `{"type":"ack","id":I,
+//! "delivered":N}`: to so many connections. What cannot be done is answered
 //! `{"type":"error","code":C,"message":M,"id":I}` and the connection stays open; the codes are
 //! the closed list of [`ErrorCode`]. Unknown fields are ignored.
 //!
@@ -71,6 +73,13 @@ pub enum Command<'m> {
     Broadcast {
         /// The room.
         room_id: Cow<'m, str>,
+        /// The content as JSON.
+        content: &'m str,
+    },
+    /// Send to all connections of a user.
+    Direct {
+        /// The user.
+        user_id: Cow<'m, str>,
         /// The content as JSON.
         content: &'m str,
     },
@@ -145,10 +154,10 @@ impl ErrorCode {
                 "Send one JSON object per text message, each field once; type, room_id, user_id \
                  and token are strings, id is a number or a string of at most 64 bytes."
             }
-            Self::UnknownType => "type must be join, leave, broadcast, ping or auth.",
+            Self::UnknownType => "type must be join, leave, broadcast, direct, ping or auth.",
             Self::MissingField => {
                 "Every message needs type; join and leave need room_id; broadcast needs room_id \
-                 and content; auth needs token."
+                 and content, direct user_id and content; auth needs token."
             }
             Self::InvalidRoomId => {
                 "room_id must not be empty, too long, or have characters that rooms have not here."
@@ -245,16 +254,13 @@ impl<'m> Fields<'m> {
             let is_allowed = limits.room_id_alphabet.allows(&name);
             if is_allowed { Ok(name) } else { Err(ErrorCode::InvalidRoomId) }
         };
+        let user_id = || name(self.user_id, limits.user_id_bytes_max, ErrorCode::InvalidUserId);
         let kind = self.kind.ok_or(ErrorCode::MissingField)?;
         match string(kind).ok_or(ErrorCode::InvalidMessage)?.as_ref() {
             "join" => {
                 let user_id = match self.user_id.map(RawValue::get) {
                     None | Some("null") => None,
-                    Some(_) => Some(name(
-                        self.user_id,
-                        limits.user_id_bytes_max,
-                        ErrorCode::InvalidUserId,
-                    )?),
+                    Some(_) => Some(user_id()?),
                 };
                 Ok(Command::Join { room_id: room_id()?, user_id })
             }
@@ -262,6 +268,10 @@ impl<'m> Fields<'m> {
             "broadcast" => {
                 let content = self.content.ok_or(ErrorCode::MissingField)?;
                 Ok(Command::Broadcast { room_id: room_id()?, content: content.get() })
+            }
+            "direct" => {
+                let content = self.content.ok_or(ErrorCode::MissingField)?;
+                Ok(Command::Direct { user_id: user_id()?, content: content.get() })
             }
             "ping" => Ok(Command::Ping),
             "auth" => {
@@ -317,6 +327,22 @@ pub fn left(room_id: &str, id: Option<&str>, out: &mut BytesMut) {
 pub fn ack(id: &str, offset: u64, out: &mut BytesMut) {
     open("ack", Some(id), out);
     number_field("offset", offset, out);
+    out.put_u8(b'}');
+}
+
+/// Writes the `ack` of a direct message: so many connections were handed it.
+pub fn ack_direct(id: &str, delivered: usize, out: &mut BytesMut) {
+    open("ack", Some(id), out);
+    number_field("delivered", delivered as u64, out);
+    out.put_u8(b'}');
+}
+
+/// Writes `direct`.
+pub fn direct(sender: &str, content: &str, out: &mut BytesMut) {
+    open("direct", None, out);
+    string_field("sender", sender, out);
+    out.put_slice(b",\"content\":");
+    out.put_slice(content.as_bytes());
     out.put_u8(b'}');
 }
 
@@ -460,6 +486,11 @@ mod tests {
                 None,
                 Command::Broadcast { room_id: lobby(), content: "null" },
             ),
+            (
+                r#"{"type":"direct","user_id":"bob","content": [1, 2] ,"id":1}"#,
+                Some("1"),
+                Command::Direct { user_id: "bob".into(), content: "[1, 2]" },
+            ),
             (r#"{"type":"ping","id":-1.5e3}"#, Some("-1.5e3"), Command::Ping),
             (
                 r#"{"token":"a.b\u002ec","type":"auth"}"#,
@@ -488,6 +519,10 @@ mod tests {
             (r#"{"type":"fly","id":1}"#, ErrorCode::UnknownType, Some("1")),
             (r#"{"type":5,"id":1}"#, ErrorCode::InvalidMessage, Some("1")),
             (r#"{"type":"join","id":1}"#, ErrorCode::MissingField, Some("1")),
+            (r#"{"type":"direct","user_id":"a"}"#, ErrorCode::MissingField, None),
+            (r#"{"type":"direct","content":1}"#, ErrorCode::MissingField, None),
+            (r#"{"type":"direct","user_id":null,"content":1}"#, ErrorCode::InvalidMessage, None),
+            (r#"{"type":"direct","user_id":"","content":1}"#, ErrorCode::InvalidUserId, None),
             (r#"{"type":"broadcast","room_id":"a"}"#, ErrorCode::MissingField, None),
             (r#"{"type":"auth","id":1}"#, ErrorCode::MissingField, Some("1")),
             (r#"{"type":"auth","token":7,"id":1}"#, ErrorCode::InvalidMessage, Some("1")),
@@ -527,6 +562,18 @@ mod tests {
             r#"{"type":"left","id":7,"room_id":"a\"b"}"#
         );
         assert_eq!(written(&|out| ack("\"x\"", 18, out)), r#"{"type":"ack","id":"x","offset":18}"#);
+        assert_eq!(
+            written(&|out| ack_direct("1", 2, out)),
+            r#"{"type":"ack","id":1,"delivered":2}"#
+        );
+        assert_eq!(
+            written(&|out| direct("a\"b", "{ \"x\" : 1 }", out)),
+            r#"{"type":"direct","sender":"a\"b","content":{ "x" : 1 }}"#
+        );
+        assert_eq!(
+            written(&|out| draining(700, out)),
+            r#"{"type":"system","event":"draining","reconnect_in_ms":700}"#
+        );
         assert_eq!(written(&|out| pong(None, out)), r#"{"type":"pong"}"#);
         assert_eq!(
             written(&|out| authenticated(60, Some("7"), out)),

@@ -18,6 +18,7 @@
 //! messages and pings; the wheel would pass over a token of an hour a hundred times.)
 
 use std::collections::{BTreeSet, VecDeque};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -289,7 +290,9 @@ impl<I: Io> Shard<I> {
         match self.verify(key, token) {
             Ok(grant) => {
                 let expires_in_s = u64::from(grant.expires).saturating_sub(self.io.unix_time());
+                let user_id = Rc::clone(&grant.user_id);
                 self.authority.put(key, grant, self.io.now());
+                self.name_user(key, Some(user_id));
                 self.reply_native(|out| native::authenticated(expires_in_s, id, out));
                 self.leave_forbidden(key);
             }

@@ -6,6 +6,7 @@
 //! few seats (`members_per_room_max`) the home is asked at every join.
 
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -113,8 +114,10 @@ impl<I: Io> Shard<I> {
         {
             // Once more: answered again, perhaps with a new name.
             if user_id.is_some() {
-                let user_id = connection.memberships.name(user_id);
-                if let Some(membership) = connection.memberships.named(room) {
+                let user_id = self.name_user(key, user_id);
+                if let Some(connection) = self.connections.get_mut(key)
+                    && let Some(membership) = connection.memberships.named(room)
+                {
                     membership.user_id = user_id;
                 }
             }
@@ -125,7 +128,7 @@ impl<I: Io> Shard<I> {
         if connection.memberships.len() >= self.limits.rooms_per_connection_max {
             return Err(ErrorCode::TooManyRooms);
         }
-        let user_id = connection.memberships.name(user_id);
+        let user_id = self.name_user(key, user_id);
         let joining = Joining::Native { user_id, id: id.map(Into::into) };
         self.join(key, NameSpace::Native, room_id, joining);
         Ok(())
@@ -155,15 +158,21 @@ impl<I: Io> Shard<I> {
         Some((room, index))
     }
 
-    /// The connection is no member of anything any more.
+    /// The connection is no member of anything any more, and nobody's.
     pub(super) fn leave_rooms(&mut self, key: Key) {
+        self.forget_user(key);
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
         let memberships = std::mem::replace(&mut connection.memberships, Memberships::None);
         // What it has published goes first: with its last member a room may end.
-        if let Some((home, publish)) = connection.take_stalled() {
-            self.link(home, publish);
+        if let Some((shard, request)) = connection.take_stalled() {
+            if let Request::Direct(direct) = &request {
+                for other in (shard.index() + 1..self.rung.len()).map(ShardId::from) {
+                    self.link(other, Request::Direct(Arc::clone(direct)));
+                }
+            }
+            self.link(shard, request);
         }
         for (room, index) in memberships.iter() {
             self.leave(room, index);
@@ -257,10 +266,15 @@ impl<I: Io> Shard<I> {
         let home_key = room.home_key.expect("a room with members has been answered for");
         let home = room.home;
         let request = Request::Publish { home_key, message, ack };
-        if let Err(request) = self.request(home, request)
-            && let Some(connection) = self.connections.get_mut(key)
-        {
-            connection.extra().stalled = Some((home, request));
+        if let Err(request) = self.request(home, request) {
+            self.stall(key, home, request);
+        }
+    }
+
+    /// The connection waits with a request that found the mailbox full.
+    pub(super) fn stall(&mut self, key: Key, shard: ShardId, request: Request) {
+        if let Some(connection) = self.connections.get_mut(key) {
+            connection.extra().stalled = Some((shard, request));
             self.stalled.push(key);
         }
     }
@@ -277,22 +291,22 @@ impl<I: Io> Shard<I> {
             let Some(connection) = self.connections.get_mut(key) else {
                 continue;
             };
-            let Some((home, request)) = connection.take_stalled() else {
+            let Some((shard, request)) = connection.take_stalled() else {
                 continue;
             };
-            match self.request(home, request) {
+            connection.trim();
+            let direct = match &request {
+                Request::Direct(direct) => Some(Arc::clone(direct)),
+                _ => None,
+            };
+            match self.request(shard, request) {
                 Ok(()) => {
-                    if let Some(connection) = self.connections.get_mut(key) {
-                        connection.trim();
+                    if let Some(direct) = direct {
+                        self.send_direct(key, shard.index() + 1, &direct);
                     }
                     self.resume(key);
                 }
-                Err(request) => {
-                    if let Some(connection) = self.connections.get_mut(key) {
-                        connection.extra().stalled = Some((home, request));
-                        self.stalled.push(key);
-                    }
-                }
+                Err(request) => self.stall(key, shard, request),
             }
         }
     }
@@ -307,7 +321,7 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    fn request(&mut self, home: ShardId, request: Request) -> Result<(), Request> {
+    pub(super) fn request(&mut self, home: ShardId, request: Request) -> Result<(), Request> {
         self.ends.requests.send(home, request)?;
         self.rung[home.index()] = true;
         Ok(())
@@ -377,6 +391,7 @@ impl<I: Io> Shard<I> {
                 room.log.append(frames.bytes, frames.offset, frames.at);
                 self.activate(room_key);
             }
+            Delivery::Directed(direct) => self.acknowledge_direct(&direct),
             Delivery::Fence { step } => self.handle_fence(step),
             Delivery::Acknowledged { ack, offset } => {
                 let Some(connection) = self.connections.get(ack.connection) else {
@@ -437,8 +452,14 @@ impl<I: Io> Shard<I> {
     /// Takes in what other shards ask of the rooms whose home is here, as long as what they are
     /// told in return gets through.
     pub(super) fn take_requests(&mut self) {
-        for from in (0..self.rung.len()).map(ShardId::from) {
+        let lanes = self.rung.len();
+        let first = std::mem::take(&mut self.direct_lane);
+        self.directed = 0;
+        for from in (0..lanes).map(|lane| ShardId::from((first + lane) % lanes)) {
             for _ in 0..MESSAGES_PER_MAILBOX {
+                if self.direct_waits(from) {
+                    break;
+                }
                 // Each request is answered with one delivery at most.
                 if self.home.is_congested() || self.ends.deliveries.room(from) == 0 {
                     self.congested = true;
@@ -484,6 +505,7 @@ impl<I: Io> Shard<I> {
                 self.metrics.published.add(1);
                 ack.map(|ack| Delivery::Acknowledged { ack, offset })
             }
+            Request::Direct(direct) => self.deliver_direct(direct),
             Request::Fence { step } => {
                 self.fences.push((from, step));
                 None

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::mem;
+use std::rc::Rc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
@@ -368,6 +369,11 @@ impl<I: Io> Shard<I> {
             return;
         };
         connection.heard = Heard::Message;
+        let is_native = connection.endpoint == Endpoint::Native;
+        if let Some(grant) = self.authority.grant(key).filter(|_| is_native) {
+            let user_id = Some(Rc::clone(&grant.user_id));
+            self.name_user(key, user_id);
+        }
         self.begin_metering(key);
         self.clear_deadline(key);
         self.note_opened(key);
@@ -508,6 +514,10 @@ impl<I: Io> Shard<I> {
             Command::Broadcast { room_id, content } => {
                 let allowed = self.permit(key, |grant| grant.may_publish(&room_id));
                 allowed.and_then(|()| self.publish_native(key, &room_id, content, id))
+            }
+            Command::Direct { user_id, content } => {
+                let allowed = self.permit(key, |grant| grant.direct);
+                allowed.and_then(|()| self.direct_native(key, &user_id, content, id))
             }
             Command::Auth { token } => self.auth_native(key, &token, id),
         };

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::direct::Direct;
 use crate::config::Limits;
 use crate::dialect::native;
 use crate::id::RoomName;
@@ -53,6 +54,8 @@ pub enum Request {
         /// Who wants to be told the offset.
         ack: Option<Box<Ack>>,
     },
+    /// For the connections of a user.
+    Direct(Arc<Direct>),
     /// The sender drains and wants to know when it has got everything that was numbered until now.
     Fence {
         /// For which step of its drain.
@@ -100,6 +103,8 @@ pub enum Delivery {
         /// The offset it got.
         offset: u64,
     },
+    /// A direct message has come to every shard.
+    Directed(Arc<Direct>),
     /// The answer to [`Request::Fence`], behind everything that was numbered before it.
     Fence {
         /// As asked.

@@ -117,6 +117,10 @@ pub struct ShardMetrics {
     pub skipped_to_newest: Counter,
     /// The same for members that lost their oldest messages.
     pub dropped_oldest: Counter,
+    /// Direct messages handed in.
+    pub directs: Counter,
+    /// Connections that were handed a direct message: one per message and connection.
+    pub directs_delivered: Counter,
     /// Connections closed because the server drains.
     pub drained: Counter,
 
@@ -166,6 +170,8 @@ impl Default for ShardMetrics {
             slow_consumers: Counter::new(),
             skipped_to_newest: Counter::new(),
             dropped_oldest: Counter::new(),
+            directs: Counter::new(),
+            directs_delivered: Counter::new(),
             drained: Counter::new(),
             pings_sent: Counter::new(),
             pongs: Counter::new(),

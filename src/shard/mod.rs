@@ -22,6 +22,7 @@
 //! | `input`         | completions and received bytes: handshakes, messages, commands     |
 //! | `output`        | sends, short sends, and the end of connections                     |
 //! | `fanout`        | rooms: join, leave, publish, mailboxes, sweeps                     |
+//! | [`direct`]      | from one connection to all connections of a user                   |
 //! | [`drain`]       | the end: says goodbye to everybody, at an even pace                |
 //! | `slow`          | members that do not keep up: skipping, telling, disconnecting      |
 //! | `authority`     | who connections are and what they may do: tokens                   |
@@ -44,6 +45,7 @@ pub mod calls;
 pub mod census;
 pub mod connection;
 pub mod deadlines;
+pub mod direct;
 pub mod drain;
 mod ending;
 mod fanout;
@@ -53,6 +55,7 @@ mod input;
 pub mod message;
 mod meter;
 pub mod metrics;
+pub mod outbox;
 mod output;
 pub mod publisher;
 pub mod question;
@@ -76,6 +79,7 @@ use crate::io::{Completion, Io, Operation, Wait};
 use crate::logging::Limiter;
 use crate::protocol::{HandshakeError, PartialBudget, ProtocolError};
 use crate::room::home::HomeTable;
+use crate::room::segment::SEGMENT_BYTES;
 use crate::room::{RoomTable, SegmentPool};
 use crate::slab::{Key, Slab};
 
@@ -84,6 +88,7 @@ use authority::Authority;
 use census::Census;
 use connection::{Connection, Phase, Phases};
 use deadlines::Deadlines;
+use direct::Users;
 use drain::Drain;
 use fanout::Waiting;
 use heartbeat::Hand;
@@ -105,6 +110,9 @@ const SENDS_PER_TURN: usize = 24;
 const SENDS_PER_TURN_OF_MANY: usize = 96;
 /// Connections that are sent replies, remainders and closes in one tick.
 const REPLIES_PER_TICK: usize = bound(1024, 6);
+/// Bytes of direct messages that are handed to connections in one tick, and the last one may go
+/// past it: no more than one send to one connection takes.
+const DIRECT_BYTES_PER_TICK: usize = bound(SEGMENT_BYTES, 1);
 /// Messages taken from one mailbox in one tick.
 const MESSAGES_PER_MAILBOX: usize = bound(256, 5);
 /// What a question may look at in one tick: slots, members, what is listed; a close counts twice.
@@ -292,6 +300,12 @@ pub struct Shard<I: Io> {
     /// Sweeps that this tick has finished: when the oldest message that each carried was numbered.
     finished: Vec<Instant>,
     drain: Option<Drain>,
+    /// Its connections by their users.
+    users: Users,
+    /// Bytes of direct messages that were handed over in this tick.
+    directed: usize,
+    /// The shard whose direct messages had to wait for this tick.
+    direct_lane: usize,
     /// Shards that drain and want to know when they have got everything from here, and which step
     /// of theirs it is for.
     fences: Vec<(ShardId, u32)>,
@@ -353,6 +367,9 @@ impl<I: Io> Shard<I> {
             sent: Sent::default(),
             finished: Vec::new(),
             drain: None,
+            users: Users::default(),
+            directed: 0,
+            direct_lane: 0,
             fences: Vec::new(),
             asked: None,
             io,
@@ -548,6 +565,7 @@ impl<I: Io> Shard<I> {
             links: self.links.len(),
             mail: usize::from(self.ends.has_messages() || self.is_asked()),
             deadlines: usize::from(self.deadlines.next().is_some()),
+            users: self.users.len(),
             tokens: self.authority.len(),
         }
     }
@@ -604,6 +622,7 @@ pub(crate) struct Residue {
     pub(crate) links: usize,
     pub(crate) mail: usize,
     pub(crate) deadlines: usize,
+    pub(crate) users: usize,
     /// Connections with tokens, and those that wait for theirs to be verified.
     pub(crate) tokens: (usize, usize),
 }

@@ -7,7 +7,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::connection::{Connection, Phase};
+use super::connection::Phase;
 use super::{REPLIES_PER_TICK, Shard};
 use crate::io::{Errno, Io, Operation, Shutdown, Token};
 use crate::protocol::{CloseCode, HandshakeError, Method, ProtocolError, encode_close, handshake};
@@ -101,19 +101,23 @@ impl<I: Io> Shard<I> {
         if large {
             self.replies = BytesMut::new();
         }
-        let tick = self.tick;
-        let free = |connection: &Connection| {
-            connection.sent_tick != tick
-                && !connection.poll_writable
-                && !connection.half_closed
-                && !connection.owes()
-                && connection.phase != Phase::Dead
-        };
-        if self.connections.get(key).is_some_and(free) {
+        if self.may_send(key) {
             self.send(key, &replies, 0, Source::Outbox(replies.clone()));
         } else {
             self.owe(key, replies);
         }
+    }
+
+    /// Whether something may be sent to the connection now: nothing was in this tick, and nothing
+    /// waits.
+    pub(super) fn may_send(&self, key: Key) -> bool {
+        self.connections.get(key).is_some_and(|connection| {
+            connection.sent_tick != self.tick
+                && !connection.poll_writable
+                && !connection.half_closed
+                && !connection.owes()
+                && connection.phase != Phase::Dead
+        })
     }
 
     /// Puts `bytes`, if they are any, behind everything else in the connection's outbox.
@@ -183,7 +187,7 @@ impl<I: Io> Shard<I> {
         if together > 0 {
             let segment = self.segments.open(len);
             segment.put_slice(&bytes);
-            extra.outbox.drain(..together).for_each(|next| segment.put_slice(&next));
+            extra.outbox.drain(together).for_each(|next| segment.put_slice(&next));
             bytes = self.segments.cut();
         }
         // More to send, a half-close to make, or rooms to catch up with.

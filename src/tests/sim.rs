@@ -8,6 +8,7 @@
 
 mod backend;
 mod check;
+mod directs;
 mod net;
 mod peer;
 mod quiet;
@@ -79,8 +80,8 @@ fn sim_keeps_its_promises() {
         (total(|o| o.pings), total(|o| o.vanished), total(|o| o.pong_timeouts));
     let (addresses_full, rooms_full) = (total(|o| o.addresses_full), total(|o| o.rooms_full));
     let (published, busy) = (total(|o| o.published), total(|o| o.busy));
-    let reloads = total(|outcome| outcome.reloads);
-    let listed = total(|o| o.listed);
+    let (reloads, listed, directs) =
+        (total(|o| o.reloads), total(|o| o.listed), total(|o| o.directs));
     println!(
         "{} seeds: {steps} steps, {delivered} deliveries, {short} short sends, \
          {slow} slow consumers, {to_newest} skipped to the newest, {oldest} dropped as the oldest, \
@@ -88,7 +89,7 @@ fn sim_keeps_its_promises() {
          {drained} drains of {farewells} members, {pings} pings, \
          {vanished} vanished, {cut} cut, {addresses_full} addresses full, {rooms_full} rooms full, \
          {published} published by backends, {busy} refused, {listed} members listed, \
-         {reloads} reloads",
+         {reloads} reloads, {directs} direct messages",
         outcomes.len()
     );
     if outcomes.len() >= 100 {
@@ -99,6 +100,7 @@ fn sim_keeps_its_promises() {
         assert!(addresses_full > SEEDS && rooms_full > SEEDS);
         assert!(published > SEEDS && busy > SEEDS && listed > SEEDS);
         assert!(reloads > SEEDS / 4);
+        assert!(directs > 10 * SEEDS);
     }
 }
 

@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::directs::Directs;
 use crate::config::SlowConsumer;
 
 /// A room: its name space and its number.
@@ -74,6 +75,7 @@ pub(super) struct Checker {
     pub(super) farewells: u64,
     /// Joins that found no seat.
     pub(super) rooms_full: u64,
+    pub(super) directs: Directs,
     /// In rooms where raw members may miss some: what came before what.
     order: BTreeSet<(usize, usize)>,
 }
@@ -189,6 +191,11 @@ impl Checker {
     /// The server says that nobody was in the room: whoever was there all the time disagrees.
     pub(super) fn publish_to_nobody(&mut self, id: usize) {
         self.publishes[id].acknowledged = true;
+    }
+
+    /// All is quiet: of the direct messages nothing is missing, nothing was counted that was not.
+    pub(super) fn check_directs(&self, intact: impl Fn(usize) -> bool) {
+        self.directs.check(intact);
     }
 
     /// The server begins to drain.

@@ -94,6 +94,7 @@ pub(super) struct Peer {
     raw_published: u64,
     owed: VecDeque<Owed>,
     acks: BTreeMap<u64, usize>,
+    direct_acks: BTreeMap<u64, usize>,
     next_id: u64,
 
     told_of_drain: bool,
@@ -131,6 +132,7 @@ struct Message<'m> {
     code: Option<String>,
     message: Option<String>,
     event: Option<String>,
+    delivered: Option<u64>,
     reconnect_in_ms: Option<u64>,
     expires_in_s: Option<u64>,
 }
@@ -176,7 +178,7 @@ impl Peer {
             lingers,
             read_max: if eager { usize::MAX } else { (to_client_max / 8).max(pick(net, &small)) },
             write_max: pick(net, &small[1..]),
-            name: net.chance(0.8).then(|| format!("peer \"{number}\"")),
+            name: net.chance(0.8).then(|| plan.peer_name(number)),
             last_name: None,
             out: VecDeque::new(),
             input: Vec::new(),
@@ -191,6 +193,7 @@ impl Peer {
             raw_published: 0,
             owed: VecDeque::new(),
             acks: BTreeMap::new(),
+            direct_acks: BTreeMap::new(),
             next_id: 0,
             told_of_drain: false,
             departing: false,
@@ -266,6 +269,11 @@ impl Peer {
     /// What its request was answered with.
     pub(super) fn status(&self) -> Option<u16> {
         self.status
+    }
+
+    /// Who it is to the server, once that has handled all it has said.
+    fn user(&self, plan: &Plan) -> Option<String> {
+        plan.token.as_ref().map(|_| SIM_USER.to_owned()).or(self.last_name.clone())
     }
 
     /// Whether it is connected, has got everything through and wants to stay.
@@ -390,6 +398,10 @@ impl Peer {
             let protocol = head.field("sec-websocket-protocol");
             let native = self.offered && self.kind == Kind::Native;
             assert_eq!(protocol, native.then_some("fanwire.v1"));
+            if let Some(user) = self.user(plan).filter(|_| self.kind == Kind::Native) {
+                check.directs.claim(self.number, &user);
+                check.directs.know(self.number, &user);
+            }
             if let Kind::Raw(room) = self.kind {
                 let session = check.join(Room { raw: true, number: room }, None);
                 self.raw_session = Some(session);
@@ -466,6 +478,18 @@ impl Peer {
                 let session = session.expect("delivers to one who is no member");
                 check.deliver(session, id, Some(offset));
             }
+            ("ack", None, None) => {
+                let direct = self.direct_acks.remove(&id.expect("acks have an id"));
+                let delivered = message.delivered.expect("how many");
+                check.directs.acknowledge(direct.expect("acks something else"), delivered);
+            }
+            ("direct", None, None) => {
+                let content = message.content.expect("content").get();
+                let value: Value = serde_json::from_str(content).expect("JSON");
+                let number = value["d"].as_u64().expect("a number") as usize;
+                let (user, sender) = (self.user(plan), message.sender.expect("a sender"));
+                check.directs.deliver(self.number, user.as_deref(), number, &sender, content);
+            }
             ("ack", None, Some(offset)) => {
                 let publish = self.acks.remove(&id.expect("acks have an id"));
                 check.acknowledge(publish.expect("acks something else"), offset);
@@ -479,6 +503,10 @@ impl Peer {
             ("joined", Some(room), Some(offset)) => match self.owed.pop_front() {
                 Some(Owed::Joined { room: owed, id: owed_id }) => {
                     assert_eq!((room, id), (owed, owed_id));
+                    // Names do not change in worlds where it counts.
+                    if let Some(user) = self.user(plan).filter(|_| plan.directs) {
+                        check.directs.know(self.number, &user);
+                    }
                     let seat = self.seats.entry(room).or_default();
                     if seat.session.is_none() {
                         let session = check.join(Room { raw: false, number: room }, Some(offset));
@@ -551,7 +579,7 @@ impl Peer {
             _ if answers => true,
             Some(1001) => plan.draining,
             Some(1013) if reason.starts_with("slow") => {
-                !self.eager && !plan.roomy && plan.disconnects()
+                !self.eager && !plan.roomy && (plan.disconnects() || plan.directs)
             }
             Some(1013) => plan.partial_scarce,
             _ => false,
@@ -786,6 +814,9 @@ impl Peer {
             Some(id) => format!(", \"id\" : \"{id}\""),
             None => String::new(),
         };
+        if plan.directs && net.chance(0.3) {
+            return self.send_direct(id, &id_json, plan, net, check);
+        }
         let wanted = self.seats.values().filter(|seat| seat.wanted).count();
         let is_member = self.seats.get(&room).is_some_and(|seat| seat.wanted);
         let (text, answer) = match net.rng.random_range(0..100) {
@@ -797,7 +828,7 @@ impl Peer {
                 return self.publish_native(room, id, &id_json, plan, net, check);
             }
             0..75 => {
-                let rename = is_member && net.rng.random_bool(0.3);
+                let rename = is_member && net.rng.random_bool(0.3) && !plan.directs;
                 let user_id = if rename {
                     Some(format!("n{}", net.clock.as_micros()))
                 } else {
@@ -810,6 +841,9 @@ impl Peer {
                     Owed::Error { code: "too_many_rooms", id }
                 } else {
                     self.last_name = user_id.clone().or(self.last_name.take());
+                    if let Some(user) = self.user(plan) {
+                        check.directs.claim(self.number, &user);
+                    }
                     let seat = self.seats.entry(room).or_default();
                     let kept = if is_member { &seat.name } else { &self.last_name };
                     seat.name = match plan.token {
@@ -853,6 +887,33 @@ impl Peer {
             _ => ("{".to_owned(), Owed::Error { code: "invalid_json", id: None }),
         };
         self.say(TEXT, text.as_bytes(), Some(answer), net);
+    }
+
+    /// To somebody who is, was, or is not yet there.
+    fn send_direct(
+        &mut self,
+        id: Option<u64>,
+        id_json: &str,
+        plan: &Plan,
+        net: &mut Net,
+        check: &mut Checker,
+    ) {
+        let to = match plan.token {
+            Some(_) if net.chance(0.9) => SIM_USER.to_owned(),
+            _ => plan.peer_name(net.rng.random_range(0..=self.number + 2)),
+        };
+        let padding = padding(net, plan.message_max - 200);
+        let padding = std::str::from_utf8(&padding).expect("ASCII");
+        let sender = self.user(plan).unwrap_or("anonymous".to_owned());
+        let content = |number| format!("{{\"d\": {number} ,\"x\":\"{padding}\"}}");
+        let (number, content) = check.directs.send(self.number, &sender, &to, content);
+        let to = serde_json::to_string(&to).expect("JSON");
+        let text =
+            format!("{{\"type\":\"direct\",\"user_id\":{to},\"content\":{content}{id_json}}}");
+        if let Some(id) = id {
+            self.direct_acks.insert(id, number);
+        }
+        self.say(TEXT, text.as_bytes(), None, net);
     }
 
     fn publish_native(
@@ -926,6 +987,8 @@ impl Peer {
         if self.is_intact() {
             let (owed, acks) = (&self.owed, &self.acks);
             assert!(owed.is_empty(), "peer {} is still owed {owed:?}", self.number);
+            assert!(acks.is_empty(), "peer {} is still owed acks {acks:?}", self.number);
+            let acks = &self.direct_acks;
             assert!(acks.is_empty(), "peer {} is still owed acks {acks:?}", self.number);
             assert!(self.input.is_empty(), "peer {} has half a frame", self.number);
         }

@@ -71,6 +71,8 @@ pub(super) struct Plan {
     pub(super) token: Option<String>,
     /// Rooms whose slow consumers have a policy of their own.
     rules: Vec<RoomRule>,
+    /// Peers send direct messages to each other, and never change their names.
+    pub(super) directs: bool,
     /// Connections closed per second of a drain.
     drain_rate: Option<u32>,
     /// Now and then their marks and ages change.
@@ -119,6 +121,8 @@ pub(super) struct Outcome {
     pub(super) reloads: u64,
     /// Members that it was told of.
     pub(super) listed: u64,
+    /// Direct messages that came.
+    pub(super) directs: u64,
 }
 
 struct World {
@@ -179,6 +183,7 @@ pub(super) fn run(seed: u64, drain: Option<bool>, print: bool) -> Outcome {
         busy: world.backend.as_ref().map_or(0, |backend| backend.busy),
         reloads: world.reloads,
         listed: world.backend.as_ref().map_or(0, |backend| backend.listed),
+        directs: world.check.directs.delivered,
     }
 }
 
@@ -205,6 +210,7 @@ impl World {
         plan.addresses_scarce = matches!(seed % 7, 3 | 5);
         plan.proxies = plan.addresses_scarce && seed.is_multiple_of(2);
         plan.seats_scarce = matches!(seed % 9, 4 | 7);
+        plan.directs = seed % 6 == 5;
         plan.drains = drain.unwrap_or(plan.drains);
         // By the number, again.
         plan.drain_rate = [None, Some(10), Some(60), Some(1000)][seed as usize / 2 % 4];
@@ -321,6 +327,7 @@ impl World {
         let peers = &self.peers;
         let intact = |peer: usize| peers.get(peer).is_some_and(Peer::is_intact);
         self.check.check_complete(intact);
+        self.check.check_directs(intact);
         let left = self.backend.as_ref().map_or(0, Backend::waits_for);
         assert_eq!(left, 0, "publishes and questions from outside without an answer");
         let skipped = self.total(|m| m.skipped_to_newest.value() + m.dropped_oldest.value());
@@ -545,7 +552,7 @@ const SECRET: &[u8] = b"what nobody outside of the simulation knows";
 fn sign() -> String {
     let claims = serde_json::json!({
         "sub": SIM_USER, "exp": UNIX_TIME + 86_400,
-        "rooms": [{"pattern": "*", "join": true, "publish": true}],
+        "rooms": [{"pattern": "*", "join": true, "publish": true}], "direct": true,
     });
     let key = jsonwebtoken::EncodingKey::from_secret(SECRET);
     jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).expect("it can be signed")
@@ -606,6 +613,7 @@ impl Plan {
             heartbeats: None,
             token: None,
             rules: Vec::new(),
+            directs: false,
             drain_rate: None,
             reloads: false,
             addresses_scarce: false,
@@ -616,6 +624,12 @@ impl Plan {
             drain_until: Duration::MAX,
             ended: false,
         }
+    }
+
+    /// The name of a peer; where there are direct messages, of two.
+    pub(super) fn peer_name(&self, number: usize) -> String {
+        let number = if self.directs { number / 2 } else { number };
+        format!("peer \"{number}\"")
     }
 
     /// Whether whoever is left may be cut.
