@@ -481,3 +481,27 @@ fn no_secret_and_no_token_is_ever_printed() {
         assert!(!log.contains(text), "{text} is in the log:\n{log}");
     }
 }
+
+#[test]
+fn direct_messages_go_from_who_may_to_who_is_proven() {
+    let server = server(&[]);
+    let mut allowed = connect(&server, &token(json!({"sub": "carol", "direct": true})));
+    let mut forbidden = connect(&server, &token(json!({"direct": false})));
+    let mut silent = connect(&server, &token(json!({})));
+    let direct = |to: &str| format!(r#"{{"type":"direct","user_id":"{to}","content":1,"id":1}}"#);
+    for client in [&mut forbidden, &mut silent] {
+        check_error(&client.ask(&direct("carol")), "forbidden");
+    }
+    // Users are known by their tokens alone: none of them has joined a room, or given a name.
+    allowed.send_text(&direct("alice"));
+    assert_eq!(allowed.receive_text(), r#"{"type":"ack","id":1,"delivered":2}"#);
+    for client in [&mut forbidden, &mut silent] {
+        let expected = r#"{"type":"direct","sender":"carol","content":1}"#;
+        assert_eq!(client.receive_text(), expected);
+    }
+    // Who says that it is somebody else is not.
+    silent.send_text(r#"{"type":"join","room_id":"news","user_id":"bob"}"#);
+    silent.receive_reply();
+    allowed.send_text(&direct("bob"));
+    assert_eq!(allowed.receive_text(), r#"{"type":"ack","id":1,"delivered":0}"#);
+}

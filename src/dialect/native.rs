@@ -167,7 +167,7 @@ impl ErrorCode {
             }
             Self::NotMember => "Join the room first.",
             Self::TooManyRooms => "Leave another room first.",
-            Self::Forbidden => "Your token does not allow this; get one whose rooms claim does.",
+            Self::Forbidden => "Your token does not allow this; get one whose claims do.",
             Self::InvalidToken => {
                 "The token is not accepted: expired, malformed, or of another user; the one before \
                  it still counts."

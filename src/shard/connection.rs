@@ -40,6 +40,9 @@
 //! rooms are kept per room. (`benches/instructions` counts the allocations and their bytes on a
 //! running shard.)
 //!
+//! Beside them a connection with a name, or a token's user, has an entry of 10 to 20 bytes in the
+//! shard's table of users ([`super::direct`]), as full as that is.
+//!
 //! At times: [`Extra`], 136 bytes and what it holds, for what is owed or had to wait; what was
 //! received of a message that is not complete, in the decoder.
 //!
