@@ -87,7 +87,7 @@ fn to_oneself_it_comes_to_all_of_them() {
     if came.is_empty() {
         came.push(serde_json::from_str(&devices[0].receive_text()).expect("JSON"));
     }
-    assert_eq!(came, [expected.clone()]);
+    assert_eq!(came, std::slice::from_ref(&expected));
     for device in &mut devices[1..] {
         let message: Value = serde_json::from_str(&device.receive_text()).expect("JSON");
         assert_eq!(message, expected);

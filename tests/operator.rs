@@ -163,6 +163,7 @@ const CASES: &[Case] = &[
     ("PUT", "/v1/log-level", "/v1/log-level", r#"{"level":"info"}"#, 200, ""),
     ("PUT", "/v1/log-level", "/v1/log-level", r#"{"level":"loud"}"#, 400, "invalid_message"),
     ("PUT", "/v1/log-level", "/v1/log-level", "level", 400, "invalid_json"),
+    ("POST", "/v1/reload", "/v1/reload", "", 200, ""),
     ("GET", "/v1/openapi.json", "/v1/openapi.json", "", 200, ""),
     ("GET", "/debug/profile", "/debug/profile?seconds=1", "", 200, ""),
     ("GET", "/debug/profile", "/debug/profile?seconds=61", "", 400, "invalid_parameter"),

@@ -213,6 +213,12 @@ impl Page<'_, '_> {
             "Sends that found the socket of a client full: it reads slower than it is sent to.",
             |m| &m.sends_short,
         )?;
+        self.total("fanwire_directs", "Direct messages that clients sent.", |m| &m.directs)?;
+        self.total(
+            "fanwire_direct_deliveries",
+            "Connections that were handed a direct message: one per message and connection.",
+            |m| &m.directs_delivered,
+        )?;
         let skipped = vec![
             (policy("skip-to-newest"), self.sum(|m| m.skipped_to_newest.value())),
             (policy("drop-oldest"), self.sum(|m| m.dropped_oldest.value())),
