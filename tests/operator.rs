@@ -115,7 +115,6 @@ const CASES: &[Case] = &[
     ("GET", "/ready", "/ready", "", 200, ""),
     ("GET", "/metrics", "/metrics", "", 200, ""),
     ("GET", "/v1/stats", "/v1/stats", "", 200, ""),
-    ("POST", "/v1/reload", "/v1/reload", "", 200, ""),
     ("POST", "/v1/publish", "/v1/publish", r#"{"room_id":"lobby","content":1}"#, 200, ""),
     ("POST", "/v1/publish", "/v1/publish", r#"{"room_id":"nobody","content":1}"#, 200, ""),
     ("POST", "/v1/publish", "/v1/publish", r#"{"room_id":"lobby"}"#, 400, "missing_field"),
