@@ -595,7 +595,7 @@ fn the_printed_configuration_is_a_configuration() {
     let table: Vec<Vec<&str>> = vec![
         vec![],
         vec!["--shards", "4", "--cpus", "0", "--echo", "--admin", "off", "--log-format", "json"],
-        vec!["--listen", "0.0.0.0:9000", "--listen", "[::]:9000", "--connections-max", "1000000"],
+        vec!["--listen", "0.0.0.0:9000,[::]:9000", "--insecure", "--connections-max", "1000000"],
         vec!["--handshake-timeout", "1500ms", "--drain-timeout", "0s", "--send-timeout", "90s"],
         vec!["--ping-interval", "off", "--pong-timeout", "1500ms"],
         vec!["--ping-interval", "90"],

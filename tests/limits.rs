@@ -66,7 +66,7 @@ fn an_address_has_as_many_connections_as_allowed() {
     assert_eq!(open(&server, 2, &[]).err(), Some(429));
     wait_until("the refusal is in the log", || {
         let log = server.log();
-        log.lines().any(|line| line.contains("AddressFull") && line.contains("127.0.0.2"))
+        log.lines().any(|line| line.contains("address_full") && line.contains("127.0.0.2"))
     });
 }
 
@@ -389,7 +389,7 @@ fn rooms_are_called_by_the_characters_that_are_allowed() {
         let mut wire = Wire::connect(server.admin());
         wire.send(
             format!(
-                "POST /v1/publish HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n\
+                "POST /v1/publish HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
                  Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
                 body.len()
             )

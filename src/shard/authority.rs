@@ -154,6 +154,12 @@ impl<I: Io> Shard<I> {
         Ok(Admission::Admitted(Some(grant)))
     }
 
+    /// Whose connection it is: `sub` of its token, or without one the display name it gave last.
+    pub(super) fn user_of(&self, key: Key) -> Option<&str> {
+        let user_id = self.authority.grant(key).map(|grant| &*grant.user_id);
+        user_id.or_else(|| self.connections.get(key)?.memberships.user())
+    }
+
     /// Whether the connection may do what `allows` looks for in its grant. Without authentication
     /// everybody may do everything; with it, who came in before it was switched on and has not
     /// shown a token since may do nothing.

@@ -444,15 +444,6 @@ impl Memberships {
         }
     }
 
-    /// The display name that was given last.
-    #[must_use]
-    pub fn last_user_id(&self) -> Option<&str> {
-        match self {
-            Self::Many(named) => named.last_user_id.as_deref(),
-            Self::None | Self::One { .. } => None,
-        }
-    }
-
     /// Notes that the index in `room` has changed.
     pub fn moved(&mut self, room: Key, to: u32) {
         match self {

@@ -191,7 +191,7 @@ impl<I: Io> Shard<I> {
             messages_received = connection.received,
             rooms = connection.memberships.len(),
             endpoint = is_open.then(|| connection.endpoint.name()),
-            user = connection.memberships.last_user_id(),
+            user = self.user_of(key),
             address = self.address_of(key).map(tracing::field::display),
             "connection ends"
         );

@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::calls::{Calls, Inbox, Refused, Ticket};
-use super::connection::{Connection, Memberships};
+use super::connection::Connection;
 use super::output::Reason;
 use super::{LOOKS_PER_TICK, Shard};
 use crate::id::{ConnectionId, HomeHasher, RoomName, ShardId};
@@ -463,8 +463,9 @@ impl<I: Io> Shard<I> {
                 && let Some(connection) = self.connections.get(key)
                 && let Some(index) = connection.memberships.index_in(room_key)
             {
-                let user_id = connection.memberships.user_in(room_key);
-                asked.members.push(self.peer(key, user_id, room.behind_bytes(index)));
+                let name = connection.memberships.user_in(room_key);
+                let peer = self.peer(key, name, room.behind_bytes(index));
+                asked.members.push(peer);
                 if asked.members.len() == limit {
                     let rest = asked.rest(slots);
                     return Some(Answer::Members(std::mem::take(&mut asked.members), rest));
@@ -495,13 +496,12 @@ impl<I: Io> Shard<I> {
         let slow = asked.slow.keys().filter_map(|key| {
             let connection = self.connections.get(key)?;
             let (behind_bytes, room) = self.furthest_behind(connection)?;
-            let user_id = connection.memberships.user();
             let room = self.rooms.get(room)?.name.clone();
-            Some(Slow { peer: self.peer(key, user_id, behind_bytes), room })
+            Some(Slow { peer: self.peer(key, None, behind_bytes), room })
         });
         let busy = asked.busy.keys().filter_map(|key| {
             let connection = self.connections.get(key)?;
-            let peer = self.peer(key, connection.memberships.user(), 0);
+            let peer = self.peer(key, None, 0);
             Some(Busy { peer, messages: connection.received })
         });
         Some(Answer::Busiest(slow.collect(), busy.collect()))
@@ -513,10 +513,11 @@ impl<I: Io> Shard<I> {
         connection.memberships.iter().filter_map(behind).max()
     }
 
-    fn peer(&self, key: Key, user_id: Option<&str>, behind_bytes: u64) -> Peer {
+    /// A connection as it is told of, by the name it has in a room if it has one there.
+    fn peer(&self, key: Key, name: Option<&str>, behind_bytes: u64) -> Peer {
         Peer {
             id: ConnectionId { shard: self.ends.shard, key },
-            user_id: user_id.map(Into::into),
+            user_id: name.or(self.user_of(key)).map(Into::into),
             address: self.address_of(key),
             behind_bytes,
         }
@@ -527,8 +528,7 @@ impl<I: Io> Shard<I> {
         while let Some(slot) = asked.step(slots, looks) {
             let Question::Disconnect { whom, close } = &asked.question else { return None };
             if let Some(key) = self.connections.key_at(slot)
-                && let Some(Connection { memberships, .. }) = self.connections.get(key)
-                && whom.is(key, memberships)
+                && self.is_meant(whom, key)
             {
                 *looks = looks.saturating_sub(1);
                 let close = Arc::clone(close);
@@ -539,6 +539,17 @@ impl<I: Io> Shard<I> {
         is_done.then_some(Answer::Disconnect(Some(asked.disconnected)))
     }
 
+    fn is_meant(&self, whom: &Whom, key: Key) -> bool {
+        match whom {
+            Whom::Connection(whom) => *whom == key,
+            Whom::User(user_id) => self.user_of(key) == Some(&**user_id),
+            Whom::Room(room) => {
+                let connection = self.connections.get(key);
+                connection.is_some_and(|it| it.memberships.index_in(*room).is_some())
+            }
+        }
+    }
+
     /// Closes an open connection; says whether it was one.
     fn disconnect(&mut self, key: Key, close: &Close) -> bool {
         let is_open = self.connections.get(key).is_some_and(Connection::is_open);
@@ -546,15 +557,5 @@ impl<I: Io> Shard<I> {
             self.close(key, close.code, &close.reason, Reason::Operator(close.code));
         }
         is_open
-    }
-}
-
-impl Whom {
-    fn is(&self, key: Key, memberships: &Memberships) -> bool {
-        match self {
-            Self::Connection(whom) => *whom == key,
-            Self::User(user_id) => memberships.user() == Some(&**user_id),
-            Self::Room(room) => memberships.index_in(*room).is_some(),
-        }
     }
 }

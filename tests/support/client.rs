@@ -166,7 +166,13 @@ impl Client {
 
     /// The next message of any kind.
     pub fn receive(&mut self) -> Message {
-        self.socket.read().unwrap_or_else(|error| panic!("receive: {error}"))
+        loop {
+            match self.socket.read() {
+                // The system call has not begun: a debugger, or a stop of the process.
+                Err(tungstenite::Error::Io(e)) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                read => return read.unwrap_or_else(|error| panic!("receive: {error}")),
+            }
+        }
     }
 
     /// The next message of any kind; `None` when the connection has ended.
