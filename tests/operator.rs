@@ -665,11 +665,22 @@ impl Profile {
     }
 }
 
+/// Stops a load when it goes.
+struct Stops<'s>(&'s AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn a_profile_says_what_the_shards_do() {
     let server = Server::start(&["--shards", "2"]);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        // Also when an assertion fails: the scope waits for its threads.
+        let _load = Stops(&stop);
         for _ in 0..4 {
             scope.spawn(|| {
                 let mut client = Client::join(server.address(), "lobby", "alice");
@@ -716,7 +727,6 @@ fn a_profile_says_what_the_shards_do() {
         assert_eq!(svg.status, 200, "{text}");
         assert!(text.contains("<svg") && text.contains("fanwire-shard-"), "{text:.2000}");
         assert!(text.contains("fanwire::shard::"), "{text:.2000}");
-        stop.store(true, Ordering::Relaxed);
     });
     // Nobody waits for it: it ends, and the next one may begin.
     drop({

@@ -22,6 +22,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::api::Api;
+use crate::auth::TokenError;
 use crate::protocol::HandshakeError;
 use crate::shard::histogram::{Counts, Histogram};
 use crate::shard::metrics::{Counter, ShardMetrics};
@@ -148,6 +149,20 @@ impl Page<'_, '_> {
             "Opening handshakes that are over, by outcome: opened (101), page, abandoned by the \
              client, or the reason of the refusal.",
             outcomes,
+        )?;
+        let refused = TokenError::ALL.map(|error| {
+            let count = self.sum(|m| m.tokens_refused[error as usize].value());
+            (vec![("reason", error.label().to_owned())], count)
+        });
+        self.counters(
+            "fanwire_tokens_refused",
+            "Tokens that were not accepted, at a handshake or on an open connection, by reason.",
+            refused.to_vec(),
+        )?;
+        self.total(
+            "fanwire_forbidden",
+            "Joins, publishes and direct messages that a token did not allow.",
+            |m| &m.forbidden,
         )?;
         self.histogram(
             "fanwire_handshake_seconds",

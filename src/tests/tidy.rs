@@ -20,7 +20,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("dialect", &["protocol", "config"]),
     ("shard", &["auth", "room", "dialect", "protocol", "io", "config", "logging", "id", "slab"]),
     ("check", &["io", "config"]),
-    ("control", &["shard", "dialect", "protocol", "io", "config", "logging", "id", "slab"]),
+    ("control", &["shard", "dialect", "protocol", "auth", "io", "config", "logging", "id", "slab"]),
 ];
 
 /// Columns of a line, also where `rustfmt` leaves it alone; a table may be wider.
