@@ -12,16 +12,6 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 /// Connections the kernel may complete ahead of us; capped by `net.core.somaxconn`.
 const BACKLOG: i32 = 65_535;
 
-/// Bytes that the kernel takes for a peer beyond those that are on their way to it (tcp(7),
-/// `TCP_NOTSENT_LOWAT`): one slice of a room's log.
-///
-/// Without it the kernel keeps up to `net.ipv4.tcp_wmem` for every slow consumer: with 5,000 of
-/// 10,000 members not reading, 2.3 GB at the two ends, all that `net.ipv4.tcp_mem` allowed, instead
-/// of 1.65; and a member that reads again begins with what is the older by as much. Deliveries are
-/// as fast (1.09 times, 0.95 to 1.61, 4 pairs of messages of 4 KiB); an echo of a megabyte takes
-/// 1.24 times the CPU.
-const NOT_SENT_BYTES_MAX: u32 = 64 * 1024;
-
 /// Opens one shard's own listener on `address`.
 ///
 /// `SO_REUSEPORT` lets every shard listen on the same address; the kernel spreads connections by
@@ -34,12 +24,16 @@ const NOT_SENT_BYTES_MAX: u32 = 64 * 1024;
 /// without a word: its client waits for a server that has ended. And whoever connects and says
 /// nothing would be answered 408 a second late.)
 ///
+/// (Not yet: `TCP_NOTSENT_LOWAT`, tcp(7), which bounds what the kernel keeps for a slow consumer;
+/// with 64 KiB 1.65 instead of 2.29 GB for 5,000 that never read, both ends, deliveries as fast. A
+/// socket is then writable again sooner, and who skips messages skips in several steps. Until that
+/// is thought through, `net.ipv4.tcp_notsent_lowat` of the profiles in tuning/ does it.)
+///
 /// # Errors
 /// Whatever socket(2), bind(2) or listen(2) say.
 pub fn listen(address: SocketAddr) -> io::Result<Socket> {
     let socket = bind(address, true)?;
     socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_notsent_lowat(NOT_SENT_BYTES_MAX)?;
     socket.listen(BACKLOG)?;
     Ok(socket)
 }
