@@ -219,7 +219,7 @@ fn a_storm_drops_connections_and_all_come_back() {
 #[test]
 fn slow_readers_are_cut_off_and_nobody_else_notices() {
     let small = ["--raw-message-bytes-max", "16KiB", "--ws-message-bytes-max", "16KiB"];
-    let options = [&small[..], &["--high-water-mark", "64KiB", "--admin", "off"]].concat();
+    let options = [&small[..], &["--high-water-mark", "2MiB", "--admin", "off"]].concat();
     let Some(server) = Fanwire::start_with(&options) else { return };
     // 16 MB for everyone: more than the kernel keeps for those who read nothing, or 4 kB/s.
     let load = ["--rate", "800", "--payload", "10000", "--warmup", "0", "-d", "2s"];
