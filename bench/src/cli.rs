@@ -1,8 +1,8 @@
 //! The command line: every option with its unit, default and reason, and what they add up to.
 //!
 //! Options of the commands that make no run stand with their code, in [`compare`](crate::compare),
-//! [`merge`](crate::merge), [`peers`](crate::peers) and [`bare`](crate::bare).
-//! [`merge`](crate::merge), [`peers`](crate::peers) and [`publish`](crate::publish).
+//! [`merge`](crate::merge), [`peers`](crate::peers), [`bare`](crate::bare),
+//! [`publish`](crate::publish) and [`soak`](crate::soak).
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
@@ -19,6 +19,7 @@ use crate::merge::MergeArgs;
 use crate::peers::PeersArgs;
 use crate::plan::Farewell;
 use crate::publish::PublishArgs;
+use crate::soak::SoakArgs;
 
 /// Load generator for WebSocket servers: honest latency, from one host to a million connections.
 ///
@@ -50,6 +51,8 @@ pub enum Command {
     Bare(BareArgs),
     /// Measure what a publish costs the server over a WebSocket and in batches over HTTP.
     Publish(PublishArgs),
+    /// Soak Fanwire in mixed load for an hour, and find out whether anything of it grows.
+    Soak(SoakArgs),
 }
 
 /// The scenarios.

@@ -9,9 +9,10 @@
 //!         beside                                 small rooms and echoes beside the main load
 //!         facts -> report -> {sections, plot}    the figures, and one folder per run
 //! main -> {compare, merge} -> {report, plot}     folders of runs in, figures out
-//! main -> peers -> {host, plot}                  other servers, and this binary as their load
+//! main -> peers -> {child, host, plot}           other servers, and this binary as their load
+//! main -> soak -> {child, http, wire, plot}      an hour of mixed load: does the server grow?
 //! main -> bare -> ring                           sends alone: the limit of any server
-//! main -> publish -> {wire, sequence, host}      one publisher, over a WebSocket and over HTTP
+//! main -> publish -> {wire, http, sequence}      one publisher, over a WebSocket and over HTTP
 //! ```
 //!
 //! Threads share [`shared::Shared`] and nothing else. Not one line is shared with the server: what
@@ -19,6 +20,7 @@
 
 pub mod bare;
 pub mod beside;
+pub mod child;
 pub mod cli;
 pub mod compare;
 pub mod conductor;
@@ -26,6 +28,7 @@ pub mod engine;
 pub mod facts;
 pub mod failure;
 pub mod host;
+pub mod http;
 pub mod measure;
 pub mod merge;
 pub mod peers;
@@ -43,6 +46,7 @@ pub mod sections;
 pub mod sequence;
 pub mod shared;
 pub mod slow;
+pub mod soak;
 pub mod template;
 pub mod window;
 pub mod wire;

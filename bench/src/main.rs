@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use fanwire_bench::cli::{Cli, Command};
-use fanwire_bench::{bare, compare, merge, peers, publish, run};
+use fanwire_bench::{bare, compare, merge, peers, publish, run, soak};
 
 /// Exit codes: 0 all went well, 1 something did not (the report says what), 2 usage.
 fn main() -> ExitCode {
@@ -30,6 +30,7 @@ fn main() -> ExitCode {
             let published = publish::publish(args);
             finish(published, |record| record.passed, publish::PublishError::is_usage)
         }
+        Command::Soak(args) => finish(soak::soak(args), |record| record.passed, |_| false),
     }
 }
 

@@ -8,6 +8,8 @@
 //! Design", 2008). Text is SVG text, so no fonts are needed here; the widths it is laid out with
 //! are estimates on the safe side.
 
+pub mod trend;
+
 use std::ops::Range;
 use std::path::Path;
 

@@ -6,7 +6,7 @@
 //!
 //! Never: touches a socket, keeps state between calls.
 
-use std::io::Cursor;
+use std::io::{self, Cursor};
 
 use thiserror::Error;
 use tungstenite::handshake::client::{generate_key, generate_request};
@@ -35,6 +35,23 @@ pub enum WireError {
     /// Not a frame a server may send.
     #[error("bad frame")]
     Frame,
+}
+
+/// Why a client on a blocking socket cannot go on.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// The connection, or too long a silence.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// What the server sent.
+    #[error("{0}")]
+    Wire(#[from] WireError),
+    /// No request could be made of the target.
+    #[error("{0}")]
+    Request(#[from] Box<tungstenite::Error>),
+    /// Not what was promised.
+    #[error("{0}")]
+    Broken(String),
 }
 
 /// Everything about the upgrade request that is the same for all connections.

@@ -15,7 +15,7 @@ use std::sync::atomic::AtomicBool;
 
 use thiserror::Error;
 
-use super::child::{Owned, Waited, bound};
+use crate::child::{Owned, Waited, bound, last_line};
 
 /// A server that takes part.
 #[derive(Debug)]
@@ -434,11 +434,6 @@ fn script(site: &Site<'_>, name: &str, options: &[&str]) -> Vec<String> {
 fn locked_version<'l>(lock: &'l str, name: &str) -> Option<&'l str> {
     let entry = lock.split_once(&format!("name = \"{name}\"\nversion = \""))?.1;
     entry.split_once('"').map(|(version, _)| version)
-}
-
-/// The last line that says something.
-pub fn last_line(text: &str) -> String {
-    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no word why").to_owned()
 }
 
 fn file(path: &Path) -> impl Fn(io::Error) -> InstallError {

@@ -5,17 +5,16 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use serde_json::Value;
 use thiserror::Error;
 
-use super::catalog::{Installed, last_line};
-use super::child::{Owned, Waited, bound};
+use super::catalog::Installed;
 use super::table::{Load, Run};
 use super::{PeersArgs, PeersError, list};
+use crate::child::{Owned, Waited, bound, free_address, said};
 
 /// How long a run may wait for what is under way at its end. What has not arrived by then counts as
 /// lost, so this must be longer than a slow server takes for a window; it ends with the last
@@ -215,8 +214,8 @@ fn half_rate(args: &PeersArgs, runs: &[Run]) -> Option<f64> {
     Some(most / 2.0 / members).filter(|&rate| rate > 0.0)
 }
 
-/// What a report complains of.
-fn problems(report: &Value) -> Vec<String> {
+/// What the report of a run complains of.
+pub(crate) fn problems(report: &Value) -> Vec<String> {
     let passed = report.pointer("/verdict/passed").and_then(Value::as_bool) == Some(true);
     let found = report.pointer("/verdict/problems").and_then(Value::as_array);
     let texts = found.into_iter().flatten().filter_map(Value::as_str);
@@ -225,14 +224,4 @@ fn problems(report: &Value) -> Vec<String> {
         problems.push("the run did not pass".to_owned());
     }
     problems
-}
-
-/// An address nobody listens on.
-fn free_address() -> io::Result<SocketAddr> {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
-}
-
-/// The last line of a log.
-fn said(log: &Path) -> String {
-    last_line(&fs::read_to_string(log).unwrap_or_default())
 }

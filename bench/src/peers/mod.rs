@@ -3,7 +3,6 @@
 //! ```text
 //! mod -> catalog     who takes part, and how each is installed
 //!     -> field       the runs, round by round
-//!     -> child       processes that end with us
 //!     -> table       medians, ratios, the table and the bars
 //! ```
 //!
@@ -18,7 +17,6 @@
 //! ratio to Fanwire from the same rounds.
 
 pub mod catalog;
-pub mod child;
 pub mod field;
 pub mod table;
 

@@ -3,21 +3,20 @@
 //! It can publish, too: whoever publishes over a WebSocket is a member. The thread reads while the
 //! other side writes, so neither can wait for the other forever.
 
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use thiserror::Error;
 use tungstenite::protocol::frame::coding::{Control, OpCode};
 
 use crate::cli::Target;
 use crate::random::Xorshift;
 use crate::sequence::{Arrival, Streams};
 use crate::template::Stamp;
-use crate::wire::{self, Upgrade, WireError};
+use crate::wire::{self, ClientError, Upgrade};
 
 /// Where the server speaks its native protocol.
 const PATH: &str = "/ws";
@@ -25,26 +24,6 @@ const PATH: &str = "/ws";
 const ERROR: &[u8] = br#"{"type":"error""#;
 /// How long the server may stand still.
 const STILL_MAX: Duration = Duration::from_secs(30);
-
-/// Why the member cannot go on.
-#[derive(Debug, Error)]
-pub enum MemberError {
-    /// The connection.
-    #[error("{0}")]
-    Io(#[from] io::Error),
-    /// What the server sent.
-    #[error("{0}")]
-    Wire(#[from] WireError),
-    /// No request could be made of the target.
-    #[error("{0}")]
-    Request(Box<tungstenite::Error>),
-    /// An `error` of the native protocol.
-    #[error("the server says {0}")]
-    Refused(String),
-    /// Nothing came for half a minute, or the server has closed.
-    #[error("{0} deliveries never came")]
-    Missing(u64),
-}
 
 /// What the member has heard.
 #[derive(Debug, Default)]
@@ -62,7 +41,7 @@ pub struct Heard {
 pub struct Member {
     stream: TcpStream,
     /// Gone when it has failed.
-    reader: Option<JoinHandle<Result<Heard, MemberError>>>,
+    reader: Option<JoinHandle<Result<Heard, ClientError>>>,
     /// How many messages have arrived, whenever some have; at first 0, when it has joined.
     progress: Receiver<u64>,
     random: Xorshift,
@@ -72,12 +51,12 @@ impl Member {
     /// Connects, and joins the room `room_id`.
     ///
     /// # Errors
-    /// [`MemberError`]
-    pub fn join(target: &Target, room_id: &str) -> Result<Self, MemberError> {
+    /// [`ClientError`]
+    pub fn join(target: &Target, room_id: &str) -> Result<Self, ClientError> {
         let mut stream = TcpStream::connect(target.address)?;
         stream.set_nodelay(true)?;
         let upgrade = Upgrade { host: target.host.clone(), subprotocol: None };
-        let opening = upgrade.open(PATH).map_err(|error| MemberError::Request(Box::new(error)))?;
+        let opening = upgrade.open(PATH).map_err(Box::new)?;
         stream.write_all(&opening.request)?;
         let (sender, progress) = channel();
         let own = stream.try_clone()?;
@@ -93,13 +72,13 @@ impl Member {
     ///
     /// # Errors
     /// Those of write(2).
-    pub fn publish(&mut self, room_id: &str, contents: &[String]) -> Result<(), MemberError> {
+    pub fn publish(&mut self, room_id: &str, contents: &[String]) -> Result<(), ClientError> {
         let message =
             |content| json!({"type": "broadcast", "room_id": room_id, "content": content});
         self.send(contents.iter().map(|content| message(content).to_string()))
     }
 
-    fn send(&mut self, messages: impl Iterator<Item = String>) -> Result<(), MemberError> {
+    fn send(&mut self, messages: impl Iterator<Item = String>) -> Result<(), ClientError> {
         let mut output = Vec::new();
         for message in messages {
             wire::write_text(message, self.random.draw().to_ne_bytes(), &mut output);
@@ -110,8 +89,8 @@ impl Member {
     /// Waits until `count` messages have arrived since it joined.
     ///
     /// # Errors
-    /// [`MemberError`], of its thread if that has ended.
-    pub fn wait(&mut self, count: u64) -> Result<(), MemberError> {
+    /// [`ClientError`], of its thread if that has ended.
+    pub fn wait(&mut self, count: u64) -> Result<(), ClientError> {
         let (mut delivered, mut since) = (None, Instant::now());
         while delivered.is_none_or(|delivered| delivered < count) {
             let left = STILL_MAX.saturating_sub(since.elapsed());
@@ -121,7 +100,8 @@ impl Member {
                     if error == RecvTimeoutError::Disconnected {
                         self.end()?;
                     }
-                    return Err(MemberError::Missing(count - delivered.unwrap_or(0)));
+                    let missing = count - delivered.unwrap_or(0);
+                    return Err(ClientError::Broken(format!("{missing} deliveries never came")));
                 }
             }
         }
@@ -132,7 +112,7 @@ impl Member {
     ///
     /// # Errors
     /// What its thread failed with.
-    pub fn leave(mut self) -> Result<Heard, MemberError> {
+    pub fn leave(mut self) -> Result<Heard, ClientError> {
         let mut close = Vec::new();
         wire::write_close(self.random.draw().to_ne_bytes(), &mut close);
         // Whether the server still reads it or not, the stream ends.
@@ -142,7 +122,7 @@ impl Member {
     }
 
     /// Waits for the end of its thread.
-    fn end(&mut self) -> Result<Heard, MemberError> {
+    fn end(&mut self) -> Result<Heard, ClientError> {
         let ended = self.reader.take().map(JoinHandle::join);
         let ended = ended.transpose().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         ended.unwrap_or_else(|| Ok(Heard::default()))
@@ -150,7 +130,7 @@ impl Member {
 }
 
 /// Reads until the server closes.
-fn read(mut stream: TcpStream, accept: &str, progress: &Sender<u64>) -> Result<Heard, MemberError> {
+fn read(mut stream: TcpStream, accept: &str, progress: &Sender<u64>) -> Result<Heard, ClientError> {
     stream.set_read_timeout(Some(STILL_MAX))?;
     let mut input = Vec::new();
     let mut streams = Streams::new(1);
@@ -173,7 +153,7 @@ fn read(mut stream: TcpStream, accept: &str, progress: &Sender<u64>) -> Result<H
                 // The answer to the join, or a refusal.
                 (OpCode::Data(_), None) if frame.payload.starts_with(ERROR) => {
                     let text = String::from_utf8_lossy(frame.payload).into_owned();
-                    return Err(MemberError::Refused(text));
+                    return Err(ClientError::Broken(format!("the server says {text}")));
                 }
                 (OpCode::Data(_), None) => joined = true,
                 (OpCode::Control(_), _) => {}

@@ -2,7 +2,6 @@
 //!
 //! ```text
 //! mod -> member    a WebSocket: the room's only member, which may publish
-//!     -> http      the server's HTTP API
 //! ```
 //!
 //! A room has one member, and every message goes to it, whichever way it is published: so the two
@@ -13,7 +12,6 @@
 //!
 //! Never: opens a loop. How fast a server can take publishes is the business of `fanout`.
 
-pub mod http;
 pub mod member;
 
 use std::fmt;
@@ -26,14 +24,15 @@ use clap::Args;
 use serde::Serialize;
 use thiserror::Error;
 
-use self::http::{Client, HttpError};
-use self::member::{Member, MemberError};
+use self::member::Member;
 use crate::cli::Target;
 use crate::compare::Spread;
 use crate::host::{self, Environment};
+use crate::http::{Client, HttpError};
 use crate::measure::Clock;
 use crate::report::WriteError;
 use crate::template::{Stamp, Template, TemplateError, Values};
+use crate::wire::ClientError;
 
 /// Version of `publish.json`.
 const FORMAT: u32 = 1;
@@ -89,7 +88,7 @@ pub enum PublishError {
         /// The server.
         target: String,
         /// Why.
-        cause: MemberError,
+        cause: ClientError,
     },
     /// The HTTP API.
     #[error("the batch to {admin} failed: {cause}; is this the server's admin address?")]
@@ -207,7 +206,7 @@ pub fn publish(args: &PublishArgs) -> Result<Record, PublishError> {
     Ok(record)
 }
 
-fn failed(args: &PublishArgs) -> impl Fn(MemberError) -> PublishError {
+fn failed(args: &PublishArgs) -> impl Fn(ClientError) -> PublishError {
     |cause| PublishError::Member { target: args.target.host.clone(), cause }
 }
 

@@ -6,9 +6,9 @@
 //! that were [`bound`] to us. Only what was started here is ever signalled.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -16,7 +16,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, kill_process_group};
+
+pub use rustix::process::Signal;
 
 /// Between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(5);
@@ -33,6 +35,26 @@ pub fn bound(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "TERM"]).arg(program);
     command
+}
+
+/// An address nobody listens on, for a server that is to be started.
+///
+/// # Errors
+/// Those of bind(2).
+pub fn free_address() -> io::Result<SocketAddr> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
+}
+
+/// The last line that says something.
+#[must_use]
+pub fn last_line(text: &str) -> String {
+    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no word why").to_owned()
+}
+
+/// The last line of a log that says something.
+#[must_use]
+pub fn said(log: &Path) -> String {
+    last_line(&fs::read_to_string(log).unwrap_or_default())
 }
 
 /// See the module documentation.
@@ -121,14 +143,19 @@ impl Owned {
         }
     }
 
-    fn poll(&mut self) -> io::Result<Option<ExitStatus>> {
+    /// How it has ended, if it has.
+    ///
+    /// # Errors
+    /// When the kernel does not know it.
+    pub fn poll(&mut self) -> io::Result<Option<ExitStatus>> {
         if self.ended.is_none() {
             self.ended = self.child.try_wait()?;
         }
         Ok(self.ended)
     }
 
-    fn signal(&self, signal: Signal) {
+    /// Sends a signal to it and all that it has started.
+    pub fn signal(&self, signal: Signal) {
         // Its end is not collected yet, so the number is still its own. Fails when it has ended.
         if let Some(group) = i32::try_from(self.id()).ok().and_then(Pid::from_raw) {
             let _ = kill_process_group(group, signal);
@@ -180,7 +207,7 @@ mod tests {
         let (child, folder) = shell("sleep 1000 & echo $!; wait");
         let log = folder.path().join("log");
         let grandchild = loop {
-            let text = std::fs::read_to_string(&log).expect("a log");
+            let text = fs::read_to_string(&log).expect("a log");
             if let Some(pid) = text.strip_suffix('\n') {
                 break pid.to_owned();
             }
@@ -188,7 +215,7 @@ mod tests {
         };
         drop(child);
         let gone = || {
-            let stat = std::fs::read_to_string(format!("/proc/{grandchild}/stat"));
+            let stat = fs::read_to_string(format!("/proc/{grandchild}/stat"));
             // Nobody may have collected it yet.
             stat.map_or(true, |stat| stat.contains(") Z "))
         };

@@ -1,7 +1,7 @@
-//! A client of the server's HTTP API: batches over one connection, one after the other.
+//! A client of the server's HTTP API: requests over one connection, one after the other.
 //!
-//! Never: follows, retries or pipelines. What is not a 200 with an offset for every item is an
-//! error, or the figures would be those of refusals.
+//! Never: follows, retries or pipelines. What is not a 200 is an error, and so is a batch without
+//! an offset for every item, or the figures would be those of refusals.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -18,7 +18,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// An answer's head is small, and its headers are few.
 const HEADERS_MAX: usize = 64;
 
-/// Why a batch was not published.
+/// Why a request was not answered, or a batch not published.
 #[derive(Debug, Error)]
 pub enum HttpError {
     /// The connection, or its end before the answer's.
@@ -83,11 +83,31 @@ impl Client {
     /// # Errors
     /// [`HttpError`]; how many of them were published is then unknown.
     pub fn publish(&mut self, room_id: &str, contents: &[String]) -> Result<(), HttpError> {
-        self.stream.write_all(&request(&self.host, room_id, contents))?;
+        let answer = self.ask("POST", "/v1/publish/batch", &batch(room_id, contents))?;
+        check(&answer, contents.len())
+    }
+
+    /// Makes a request, with a body of JSON or none, and returns the body of the answer.
+    ///
+    /// # Errors
+    /// [`HttpError`]; an answer other than 200 is one.
+    pub fn ask(&mut self, method: &str, path: &str, body: &[u8]) -> Result<Vec<u8>, HttpError> {
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\n\
+             Content-Length: {}\r\n\r\n",
+            self.host,
+            body.len()
+        );
+        self.stream.write_all(&[head.as_bytes(), body].concat())?;
         self.input.clear();
         loop {
-            if let Some((status, body)) = read_response(&self.input)? {
-                return check(status, body, contents.len());
+            match read_response(&self.input)? {
+                Some((200, body)) => return Ok(body.to_vec()),
+                Some((status, body)) => {
+                    let body = String::from_utf8_lossy(body).trim().to_owned();
+                    return Err(HttpError::Status { status, body });
+                }
+                None => {}
             }
             let mut more = [0; 16 << 10];
             match self.stream.read(&mut more)? {
@@ -98,15 +118,10 @@ impl Client {
     }
 }
 
-fn request(host: &str, room_id: &str, contents: &[String]) -> Vec<u8> {
+/// The body of a batch of `contents` for one room.
+fn batch(room_id: &str, contents: &[String]) -> Vec<u8> {
     let items = contents.iter().map(|content| Item { room_id, content }).collect();
-    let body = serde_json::to_vec(&Batch { items }).expect("strings are JSON");
-    let head = format!(
-        "POST /v1/publish/batch HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n\
-         Content-Length: {}\r\n\r\n",
-        body.len()
-    );
-    [head.as_bytes(), &body].concat()
+    serde_json::to_vec(&Batch { items }).expect("strings are JSON")
 }
 
 /// Status and body of the answer in `input`; `None` while it is incomplete.
@@ -127,11 +142,8 @@ fn read_response(input: &[u8]) -> Result<Option<(u16, &[u8])>, HttpError> {
 }
 
 /// Whether all of `count` items were published.
-fn check(status: u16, body: &[u8], count: usize) -> Result<(), HttpError> {
+fn check(body: &[u8], count: usize) -> Result<(), HttpError> {
     let text = || String::from_utf8_lossy(body).trim().to_owned();
-    if status != 200 {
-        return Err(HttpError::Status { status, body: text() });
-    }
     let answer: Answer = serde_json::from_slice(body).map_err(|_| HttpError::Item(text()))?;
     match answer.items.iter().find(|item| !item["offset"].is_u64()) {
         Some(item) => Err(HttpError::Item(item.to_string())),
@@ -142,17 +154,41 @@ fn check(status: u16, body: &[u8], count: usize) -> Result<(), HttpError> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+    use std::thread;
+
     use super::*;
 
     #[test]
-    fn a_batch_is_one_request() {
-        let contents = ["a".to_owned(), "\"".to_owned()];
-        let request = String::from_utf8(request("h:1", "r", &contents)).expect("text");
-        let (head, body) = request.split_once("\r\n\r\n").expect("a body");
+    fn a_request_goes_out_whole_and_only_200_is_an_answer() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let target =
+            Target { host: "h:1".to_owned(), address: listener.local_addr().expect("an address") };
         let items = r#"{"items":[{"room_id":"r","content":"a"},{"room_id":"r","content":"\""}]}"#;
-        assert_eq!(body, items);
-        assert!(head.starts_with("POST /v1/publish/batch HTTP/1.1\r\nHost: h:1\r\n"), "{head}");
-        assert!(head.ends_with(&format!("Content-Length: {}", items.len())), "{head}");
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a client");
+            let mut requests = String::new();
+            for answer in [
+                "200 OK\r\nContent-Length: 2\r\n\r\n{}",
+                "429 Later\r\ncontent-length: 5\r\n\r\nlater",
+            ] {
+                let mut request = vec![0; 1024];
+                let len = stream.read(&mut request).expect("a request");
+                requests += str::from_utf8(&request[..len]).expect("text");
+                write!(stream, "HTTP/1.1 {answer}").expect("a client");
+            }
+            requests
+        });
+        let mut client = Client::connect(&target).expect("it listens");
+        let body = batch("r", &["a".to_owned(), "\"".to_owned()]);
+        assert_eq!(client.ask("POST", "/x", &body).expect("200"), b"{}");
+        let error = client.ask("GET", "/y", b"").expect_err("refused").to_string();
+        assert_eq!(error, "status 429: later");
+        let requests = server.join().expect("no panic");
+        let head = "POST /x HTTP/1.1\r\nHost: h:1\r\n";
+        assert!(requests.starts_with(head), "{requests}");
+        let len = items.len();
+        assert!(requests.contains(&format!("Content-Length: {len}\r\n\r\n{items}GET /y ")));
     }
 
     #[test]
@@ -166,12 +202,10 @@ mod tests {
             assert!(matches!(read_response(bad), Err(HttpError::Response)));
         }
         let two = br#"{"items":[{"offset":1},{"offset":2}]}"#;
-        check(200, two, 2).expect("both have one");
-        assert!(matches!(check(200, two, 3), Err(HttpError::Item(_))), "one is missing");
+        check(two, 2).expect("both have one");
+        assert!(matches!(check(two, 3), Err(HttpError::Item(_))), "one is missing");
         let nobody = br#"{"items":[{"offset":1},{"offset":null}]}"#;
-        let error = check(200, nobody, 2).expect_err("nobody was there").to_string();
+        let error = check(nobody, 2).expect_err("nobody was there").to_string();
         assert!(error.contains(r#"{"offset":null}"#), "{error}");
-        let error = check(429, b"later", 2).expect_err("refused").to_string();
-        assert_eq!(error, "status 429: later");
     }
 }
