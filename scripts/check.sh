@@ -3,8 +3,9 @@
 #
 # usage: scripts/check.sh
 #
-# Runs cargo fmt --check, cargo clippy --all-targets and cargo doc, and shellcheck over the scripts
-# where it is installed. Changes nothing; `cargo fmt` mends what the first one finds.
+# Runs cargo fmt --check, cargo clippy --all-targets and cargo doc, and where they are installed
+# cargo-deny over the dependencies and shellcheck over the scripts. Changes nothing; `cargo fmt`
+# mends what the first one finds.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
@@ -21,6 +22,20 @@ cargo clippy --locked --workspace --all-targets -- -D warnings
 section 'Documentation'
 # With private items: the module heads are the map of the inside, and link into it.
 RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
+
+section 'Dependencies'
+# Licences, bans and sources are held in every `cargo test`, too (src/tests/supply.rs).
+if ! command -v cargo-deny >/dev/null; then
+  echo 'SKIPPED: cargo-deny is not installed (cargo install --locked cargo-deny; it takes minutes)'
+else
+  deny=(cargo deny --locked --workspace --log-level error)
+  "${deny[@]}" check licenses bans sources
+  if "${deny[@]}" fetch db 2>/dev/null; then
+    "${deny[@]}" check --disable-fetch advisories
+  else
+    echo 'SKIPPED: advisories; their database (github.com/RustSec/advisory-db) is out of reach'
+  fi
+fi
 
 section 'Shell scripts'
 if command -v shellcheck >/dev/null; then

@@ -2,25 +2,28 @@
 # The Autobahn test cases, sections 1 to 10, against /echo of the real server.
 #
 # usage: scripts/conformance.sh            runs and compares with results/conformance.json
-#        scripts/conformance.sh --update   runs and writes results/conformance.json
+#        scripts/conformance.sh --record   runs and writes results/conformance.json
 #
-# Fails when a case is not OK (NON-STRICT is not OK; three cases are informational by design), when
-# one is missing, or when anything differs from the committed results. Case by case reports with
-# wire logs: target/conformance/reports/index.html. Takes half a minute.
+# Fails when a case is not OK (NON-STRICT is not OK; three cases are informational by design), and
+# when anything differs from the committed baseline: worse, missing, or better or new, which wants to
+# be recorded. Case by case reports with wire logs: target/conformance/reports/index.html. Takes half
+# a minute.
 #
 # FANWIRE_BIN   the binary to test (default: built here with cargo build --release)
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
 
-update=()
+record=()
 case ${1-} in
   '') ;;
-  --update) update=(--update) ;;
+  --record) record=(--record) ;;
   -h | --help) usage; exit 0 ;;
   *) usage >&2; exit 2 ;;
 esac
 cd "$root"
+
+python3 scripts/test_conformance.py --quiet
 
 kosoku=0.1.0 # runs Autobahn's own case files on Python 3
 work=$target/conformance
@@ -55,4 +58,4 @@ kill -0 "$server" 2>/dev/null || { cat "$work/server.log" >&2; die 'the server d
 
 [[ -f $work/reports/index.json ]] || die "the runner left no report, see $work/runner.log"
 
-"$venv/bin/python" scripts/conformance.py "${update[@]}" "$work/reports/index.json" results/conformance.json
+"$venv/bin/python" scripts/conformance.py "${record[@]}" "$work/reports/index.json" results/conformance.json

@@ -1,9 +1,14 @@
 #!/usr/bin/env bash
 # The simulation: whole servers in one thread, faults and time from a seed.
 #
-# usage: scripts/sim.sh               the usual seeds, as in the tests
-#        scripts/sim.sh --seeds N     the first N seeds
-#        scripts/sim.sh [--seed] N    one seed, with its trace
+# usage: scripts/sim.sh [--dev]                  the usual seeds, and an hour of 1000 connections
+#        scripts/sim.sh [--dev] --seeds N        N seeds, from 0 on
+#        scripts/sim.sh [--dev] --seconds N      as many seeds as that brings, behind the usual ones
+#        scripts/sim.sh [--dev] --hours N        the quiet world of 1000 connections, so long
+#        scripts/sim.sh [--dev] [--seed] N       one seed, with its trace
+#
+# --from N begins with another seed. --dev runs what `cargo test` builds, with debug assertions and
+# overflow checks, at a quarter of the speed. Prints simulated hours and steps per second.
 #
 # A failure prints its seed: scripts/sim.sh --seed N plays the same run again.
 set -euo pipefail
@@ -15,17 +20,29 @@ wrong() {
   exit 2
 }
 
-variable=
-case ${1-} in
-  '') ;;
-  -h | --help) usage; exit 0 ;;
-  --seeds) variable=FANWIRE_SIM_SEEDS; shift ;;
-  --seed) variable=FANWIRE_SIM_SEED; shift ;;
-  *) variable=FANWIRE_SIM_SEED ;;
-esac
-if [[ -n $variable ]]; then
-  [[ $# -eq 1 && $1 =~ ^[0-9]+$ ]] || wrong
-  export "$variable=$1"
-fi
+profile=(--release)
+tests=(sim_keeps_its_promises sim_of_a_thousand_quiet_connections)
+export FANWIRE_SIM_MINUTES=60
+while [[ $# -gt 0 ]]; do
+  option=$1
+  case $option in
+    -h | --help) usage; exit 0 ;;
+    # With the whole workspace, as `cargo test` builds it: with other features all is built again.
+    --dev) profile=(--workspace); shift; continue ;;
+    --seed | --seeds | --seconds | --hours | --from) shift ;;
+    *) option=--seed ;;
+  esac
+  [[ ${1-} =~ ^[0-9]+$ ]] || wrong
+  case $option in
+    --hours) FANWIRE_SIM_MINUTES=$((60 * $1)) tests=(sim_of_a_thousand_quiet_connections) ;;
+    --seconds) export FANWIRE_SIM_SECONDS=$1 FANWIRE_SIM_FROM=${FANWIRE_SIM_FROM:-200} ;;
+    *)
+      name=${option#--}
+      export "FANWIRE_SIM_${name^^}=$1"
+      ;;
+  esac
+  [[ $option == --hours || $option == --from ]] || tests=(sim_keeps_its_promises)
+  shift
+done
 cd "$root"
-cargo test --locked --release --lib sim_keeps_its_promises -- --nocapture
+cargo test --locked "${profile[@]}" --lib -- "${tests[@]}" --nocapture --test-threads=1

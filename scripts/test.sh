@@ -4,13 +4,13 @@
 # usage: scripts/test.sh
 #
 # Format, lints and documentation (scripts/check.sh), unit, property, simulation and end-to-end
-# tests (cargo test), the Autobahn cases (scripts/conformance.sh), 50,000 connections at once
-# (scripts/million.sh), the pages in headless Chromium (tests/browser), and the instructions
-# that fixed scenarios take beside the previous commit's (scripts/perf-guard.sh). Stops at the first
-# failure. On Debian and its kin it installs Chromium, Node.js, Python's venv, valgrind and iproute2
-# where they are missing, as root or through sudo; elsewhere install them first. Rust is expected to
-# be there. One test cuts a link between two networks of its own: where it may not make them (not as
-# root, say) it says SKIPPED.
+# tests (cargo test), the Autobahn cases (scripts/conformance.sh), WebSocket clients that others
+# wrote (scripts/clients.sh), 50,000 connections at once (scripts/million.sh), the pages in headless
+# Chromium (tests/browser), and the instructions that fixed scenarios take beside the previous
+# commit's (scripts/perf-guard.sh). Stops at the first failure. On Debian and its kin it installs
+# Chromium, Node.js, Python's venv, valgrind, iproute2 and curl where they are missing, as root or
+# through sudo; elsewhere install them first. Rust is expected to be there. Some tests make networks,
+# mounts or control groups of their own: where they may not (not as root, say) they say SKIPPED.
 #
 # FANWIRE_CHROMIUM      the browser (default /usr/bin/chromium)
 # FANWIRE_SCREENSHOTS   a directory where the browser tests leave their screenshots
@@ -21,6 +21,8 @@ source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
 no_arguments "$@"
 cd "$root"
 SECONDS=0
+# Nothing here is built twice, so what would make that faster only costs time.
+export CARGO_INCREMENTAL=0
 
 section 'What the tests need'
 command -v cargo >/dev/null || die 'cargo is missing: install Rust 1.88 or newer first'
@@ -31,6 +33,7 @@ command -v npm >/dev/null || packages+=(nodejs npm)
 python3 -c 'import venv, ensurepip' 2>/dev/null || packages+=(python3 python3-venv)
 command -v valgrind >/dev/null || packages+=(valgrind)
 command -v ip >/dev/null || packages+=(iproute2)
+command -v curl >/dev/null || packages+=(curl)
 if ((${#packages[@]})); then
   command -v apt-get >/dev/null || die "please install: ${packages[*]}"
   as_root apt-get update -qq
@@ -41,25 +44,55 @@ node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)' || die "No
 
 scripts/check.sh
 
-section 'Build'
-cargo build --locked --release --workspace
-export FANWIRE_BIN=$target/release/fanwire FANWIRE_BENCH_BIN=$target/release/fanwire-bench
-
-section 'Unit, property, simulation and end-to-end tests'
+section 'Build of the tests'
 # In the dev profile: with debug assertions and overflow checks, and sooner built than ten test
 # binaries with link-time optimisation. Without our own variables: each test states its settings.
-env -u FANWIRE_BIN -u FANWIRE_BENCH_BIN -u FANWIRE_CHROMIUM -u FANWIRE_SCREENSHOTS cargo test --locked --workspace
+tests=(env -u FANWIRE_BIN -u FANWIRE_BENCH_BIN -u FANWIRE_CHROMIUM -u FANWIRE_SCREENSHOTS cargo test --locked --workspace)
+"${tests[@]}" --no-run
+
+# Tests wait for most of their time. Meanwhile the release is built, of the generator none, which
+# would take a minute; and its instructions are counted, which other work does not change. All with
+# the least priority, so that no test waits for it.
+counted=$target/instructions.log
+set -m # a group of its own, to be ended as one
+(
+  renice -n 19 "$BASHPID" >/dev/null
+  section 'Build of the release'
+  cargo build --locked --release --workspace --bin fanwire --bin fanwire-instructions
+  section 'Instructions'
+  scripts/perf-guard.sh
+) >"$counted" 2>&1 &
+counting=$!
+set +m
+trap 'kill -- "-$counting" 2>/dev/null || true' EXIT
+
+section 'Unit, property, simulation and end-to-end tests'
+"${tests[@]}"
+
+section 'Simulation of more seeds'
+# As many behind the usual ones as that brings, the same in every run.
+scripts/sim.sh --dev --seconds 30
+
+# What the tests have built does for these, and looks closer: debug assertions, overflow checks.
+export FANWIRE_BIN=$target/debug/fanwire FANWIRE_BENCH_BIN=$target/debug/fanwire-bench
+
+section 'Clients that others wrote'
+scripts/clients.sh
+
+section 'The pages in Chromium'
+(cd tests/browser && npm --silent test)
+
+failed=''
+wait "$counting" || failed=1
+trap - EXIT
+cat "$counted"
+[[ -z $failed ]] || die 'the release, or its instructions: see above'
+export FANWIRE_BIN=$target/release/fanwire
 
 section 'Autobahn cases'
 scripts/conformance.sh
 
 section '50,000 connections'
 scripts/million.sh --connections 50000 --hold 5 --ping-interval 10
-
-section 'The pages in Chromium'
-(cd tests/browser && npm --silent test)
-
-section 'Instructions'
-scripts/perf-guard.sh
 
 section "All passed in $((SECONDS / 60)) min $((SECONDS % 60)) s"

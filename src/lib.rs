@@ -31,7 +31,9 @@
 //! | [`io`]       | the boundary to the kernel: operations in, completions out       | **yes**   |
 //! | [`id`], [`slab`] | plain values; values by key with generations                 | no        |
 //! | [`pattern`]  | names in which `*` stands for anything                           | no        |
-//! | [`logging`]  | log lines as text or JSON                                        | stderr    |
+//! | [`logging`]  | log lines as text or JSON                                        | via `io`  |
+//! | `planted`    | bugs on purpose, in test builds alone, for the simulation to find | no        |
+//! | `fuzz`       | what fuzzers call; built for them and for tests                  | no        |
 //!
 //! # The life of a message
 //!
@@ -59,11 +61,14 @@ pub mod check;
 pub mod config;
 pub mod control;
 pub mod dialect;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod id;
 #[expect(unsafe_code, reason = "the boundary to the kernel; nowhere else")]
 pub mod io;
 pub mod logging;
 pub mod pattern;
+mod planted;
 pub mod protocol;
 pub mod room;
 pub mod shard;

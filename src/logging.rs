@@ -2,8 +2,11 @@
 //!
 //! Standard output stays free for what a command prints. Colours only on a terminal. Only `control`
 //! and `shard` log; `protocol`, `dialect` and `room` return values instead.
+//!
+//! Nobody waits for the log: a line that standard error does not take at once is left out, and
+//! before the next that it takes is one that says how many are missing.
 
-use std::io::{IsTerminal, stderr};
+use std::io::{self, IsTerminal, Write, stderr as standard_error};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +16,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::config::{LogFormat, LogLevel};
+use crate::io::stderr;
 
 /// Which lines are written; can change at any time. Cloning shares it.
 #[derive(Debug, Clone)]
@@ -24,8 +28,10 @@ pub struct Threshold {
 /// Starts logging for the whole process; a second call changes nothing.
 pub fn start(format: LogFormat, level: LogLevel) -> Threshold {
     let (filter, handle) = reload::Layer::new(LevelFilter::from(level));
-    let lines =
-        fmt::layer().with_writer(stderr).with_ansi(stderr().is_terminal()).with_target(false);
+    let lines = fmt::layer()
+        .with_writer(move || Lines { format })
+        .with_ansi(standard_error().is_terminal())
+        .with_target(false);
     let lines = match format {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
@@ -33,6 +39,69 @@ pub fn start(format: LogFormat, level: LogLevel) -> Threshold {
     // The only error is that logging has been started already.
     let _ = tracing_subscriber::registry().with(filter).with(lines).try_init();
     Threshold { filter: handle, level: Arc::new(Mutex::new(level)) }
+}
+
+/// Takes whole lines, one per call of `write_all`, and never waits.
+struct Lines {
+    format: LogFormat,
+}
+
+/// What standard error has not taken since the last line that it took.
+struct Gap {
+    lines: u64,
+    /// Of the first of them it has taken the beginning.
+    cut: bool,
+}
+
+static GAP: Mutex<Gap> = Mutex::new(Gap { lines: 0, cut: false });
+
+impl Gap {
+    /// Whether standard error has taken all of `line`.
+    fn put(&mut self, line: &[u8]) -> bool {
+        let mut rest = line;
+        while !rest.is_empty() {
+            let Ok(written) = stderr::write_at_once(rest) else {
+                self.cut |= rest.len() < line.len();
+                return false;
+            };
+            rest = &rest[written..];
+        }
+        true
+    }
+
+    /// The line that stands for what is missing.
+    fn line(&self, format: LogFormat) -> String {
+        let Self { lines, cut } = self;
+        let begin = if *cut { "\n" } else { "" };
+        let message = "log lines are missing here: standard error did not take them";
+        match format {
+            LogFormat::Text => format!("{begin} WARN {lines} {message}\n"),
+            LogFormat::Json => format!(
+                r#"{begin}{{"level":"WARN","message":"{message}","missing":{lines}}}{}"#,
+                '\n'
+            ),
+        }
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let mut gap = GAP.lock().unwrap_or_else(PoisonError::into_inner);
+        if gap.lines > 0 {
+            let line = gap.line(self.format);
+            if gap.put(line.as_bytes()) {
+                *gap = Gap { lines: 0, cut: false };
+            }
+        }
+        if !gap.put(line) {
+            gap.lines += 1;
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl Threshold {
@@ -94,6 +163,18 @@ impl From<LogLevel> for LevelFilter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gap_is_one_line_in_either_format() {
+        let line = |cut, format| Gap { lines: 3, cut }.line(format);
+        let text = line(false, LogFormat::Text);
+        assert!(text.starts_with(" WARN 3 log lines are missing") && text.ends_with("them\n"));
+        let json = line(true, LogFormat::Json);
+        // It ends the line of which only the beginning was written.
+        let json = json.strip_prefix('\n').and_then(|json| json.strip_suffix('\n'));
+        let json: serde_json::Value = serde_json::from_str(json.expect("a line")).expect("JSON");
+        assert_eq!((&json["level"], &json["missing"]), (&"WARN".into(), &3.into()));
+    }
 
     #[test]
     fn one_line_per_pause_says_how_many_were_left_out() {

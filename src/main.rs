@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use fanwire::config::{self, Action, ConfigError, Loaded, ReportFormat};
 use fanwire::{check, control, logging};
 
+// It would hide from AddressSanitizer what is done to the heap.
+#[cfg(not(asan))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -386,7 +386,7 @@ fn keys_and_origins_are_read_again_at_sighup() {
     // A broken file changes nothing.
     write("secret", "short");
     server.signal(libc::SIGHUP);
-    wait_until("the reload is refused", || server.log().contains("nothing has changed"));
+    server.wait_log("nothing has changed");
     assert!(server.log().contains("shorter than the 32 bytes"), "{}", server.log());
     assert_eq!(status(&good), 101);
 
@@ -398,7 +398,7 @@ fn keys_and_origins_are_read_again_at_sighup() {
     let claims = json!({"sub": "alice", "exp": now() + 600});
     let new = sign(Algorithm::HS256, &EncodingKey::from_secret(new_secret.as_bytes()), &claims);
     assert_eq!(status(&new), 101);
-    assert!(server.log().contains("other keys in the same files"), "{}", server.log());
+    server.wait_log("other keys in the same files");
     stays.send_text(r#"{"type":"broadcast","room_id":"chat:a","content":1}"#);
     assert_eq!(stays.receive_reply().sender.as_deref(), Some("alice"));
 

@@ -8,11 +8,6 @@ use serde_json::{Value, json};
 use support::{Client, Server, Wire, wait_until};
 use tungstenite::Message;
 
-/// Waits for a line of the log that contains `words`.
-fn wait_log(server: &Server, words: &str) {
-    wait_until(&format!("the log says {words:?}"), || server.log().contains(words));
-}
-
 /// Takes the notice of the drain and gives its `reconnect_in_ms`.
 fn expect_notice(client: &mut Client) -> u64 {
     let notice: Value = serde_json::from_str(&client.receive_text()).expect("JSON");
@@ -66,7 +61,7 @@ fn connections_close_one_by_one_and_the_others_go_on() {
     for member in &mut members {
         assert!(expect_notice(member) < 6000, "as long as it takes");
     }
-    wait_log(&server, "draining 12 connections, 2 per second");
+    server.wait_log("draining 12 connections, 2 per second");
     // A member publishes in the middle of it, and every other one that is left gets it.
     let mut left = members;
     let mut closed = 0;

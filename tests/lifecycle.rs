@@ -191,7 +191,7 @@ fn an_idle_server_ends_and_its_port_is_free_again() {
 fn the_start_line_says_what_serves_where() {
     let server = Server::start(&["--shards", "3"]);
     let address = server.address().to_string();
-    let log = server.log();
+    let log = server.wait_log(&address);
     let line = log.lines().find(|line| line.contains(&address)).unwrap_or_default();
     for word in ["http://", "holds up to", "3", "shard"] {
         assert!(line.contains(word), "\"{word}\" in the start line of:\n{log}");
@@ -442,7 +442,11 @@ fn a_port_without_permission_stops_the_start() {
     let everyone = fs::Permissions::from_mode(0o755);
     fs::set_permissions(directory.path(), everyone).expect("the mode can be set");
     let copy = directory.path().join("fanwire");
-    fs::copy(env!("CARGO_BIN_EXE_fanwire"), &copy).expect("the binary can be copied");
+    // By another process: what another test starts while this one holds the file open for writing
+    // would inherit it for a moment, in which nobody can run it (ETXTBSY).
+    let mut copying = Command::new("cp");
+    copying.args([Path::new(env!("CARGO_BIN_EXE_fanwire")), &copy]);
+    assert_eq!(run(copying).code, Some(0), "the binary can be copied");
     let unprivileged = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     let unprivileged: u16 =
         unprivileged.ok().and_then(|text| text.trim().parse().ok()).expect("a port number");

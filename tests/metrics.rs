@@ -25,8 +25,7 @@ fn get(admin: SocketAddr, path: &str, accept: &str) -> Response {
 
 fn get_json(admin: SocketAddr, path: &str) -> (u16, Value) {
     let response = get(admin, path, "*/*");
-    let body = serde_json::from_slice(&response.body).expect("the answer is JSON");
-    (response.status, body)
+    (response.status, response.json())
 }
 
 fn text(response: Response) -> String {

@@ -10,7 +10,9 @@ use std::time::Instant;
 
 use prost::Message as _;
 use serde_json::{Value, json};
-use support::{Client, Response, Server, Wire, fanwire, free_port, row, rows, run, wait_until};
+use support::{
+    Client, Response, Server, Wire, error_code, fanwire, free_port, row, rows, run, wait_until,
+};
 use tungstenite::Message;
 
 /// A kept-alive connection of an operator.
@@ -39,6 +41,21 @@ impl Operator {
         self.wire.send(&[head.as_bytes(), body.as_bytes()].concat());
     }
 
+    /// Asks for a profile, and comes back when it is under way: when another one is refused.
+    fn profile_beside(&mut self, other: &mut Operator, path: &str) {
+        self.send("GET", path, "");
+        wait_until("a second one is refused", || {
+            // The other one may have come first.
+            if self.wire.has_input() {
+                assert_eq!(self.wire.response().status, 409);
+                self.send("GET", path, "");
+            }
+            let answer = other.ask("GET", "/debug/profile?seconds=1", "");
+            assert!([200, 409].contains(&answer.status), "{answer:?}");
+            answer.status == 409
+        });
+    }
+
     fn ask(&mut self, method: &str, path: &str, body: &str) -> Response {
         self.send(method, path, body);
         self.wire.response()
@@ -48,7 +65,7 @@ impl Operator {
     fn json(&mut self, method: &str, path: &str, body: &str) -> (u16, Value) {
         let response = self.ask(method, path, body);
         assert_eq!(response.field("content-type"), Some("application/json"), "{response:?}");
-        (response.status, parse(&response))
+        (response.status, response.json())
     }
 
     /// The JSON of an answer 200.
@@ -82,17 +99,6 @@ impl Operator {
         let name = |member: &Value| member["connection"].as_str().expect("a name").to_owned();
         page["members"].as_array().expect("a list").iter().map(name).collect()
     }
-}
-
-fn parse(response: &Response) -> Value {
-    serde_json::from_slice(&response.body).unwrap_or_else(|error| {
-        panic!("{error} in {:?}", String::from_utf8_lossy(&response.body));
-    })
-}
-
-fn code(answer: &Value) -> &str {
-    assert!(answer["error"]["message"].as_str().is_some_and(|text| text.len() > 10), "{answer}");
-    answer["error"]["code"].as_str().expect("an error has a code")
 }
 
 fn key_file(directory: &Path, keys: &str) -> String {
@@ -215,12 +221,12 @@ fn every_answer_is_as_described() {
                 assert!(responses["200"]["content"][content_type].is_object(), "{content_type}");
                 return;
             };
-            let answer = parse(&response);
+            let answer = response.json();
             let validator = jsonschema::validator_for(&schema).expect("a schema");
             let errors: Vec<_> = validator.iter_errors(&answer).map(|e| e.to_string()).collect();
             assert!(errors.is_empty(), "{answer}: {errors:?}");
             if status != 200 {
-                assert_eq!(code(&answer), error);
+                assert_eq!(error_code(&answer), error);
             }
         });
         asked.insert((method.to_owned(), path.to_owned()));
@@ -231,14 +237,14 @@ fn every_answer_is_as_described() {
     for (method, path) in &described {
         let target = path.replace("{namespace}", "native").replace("{room_id}", "lobby");
         let (status, answer) = operator.json("DELETE", &target, "");
-        assert_eq!((status, code(&answer)), (405, "method_not_allowed"), "{path}");
+        assert_eq!((status, error_code(&answer)), (405, "method_not_allowed"), "{path}");
         let responses = &description["paths"][path][method.to_lowercase()]["responses"];
         assert!(responses["405"].is_object(), "{path}");
     }
     assert_eq!(operator.json("GET", "/v2", "").0, 404);
     let words = "x".repeat(124);
     let (status, answer) = operator.disconnect(&json!({"user_id": "a", "reason": words}));
-    assert_eq!((status, code(&answer)), (400, "invalid_reason"));
+    assert_eq!((status, error_code(&answer)), (400, "invalid_reason"));
     operator
         .wire
         .send(b"POST /v1/disconnect HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}");
@@ -384,7 +390,7 @@ fn connections_users_and_rooms_are_disconnected() {
     });
     assert_eq!(operator.json("GET", "/v1/rooms/native/one", "").0, 404);
     let (status, answer) = operator.disconnect(&body);
-    assert_eq!((status, code(&answer)), (404, "unknown_connection"));
+    assert_eq!((status, error_code(&answer)), (404, "unknown_connection"));
     places.iter_mut().for_each(Client::expect_silence);
 
     // A user, wherever.
@@ -474,7 +480,7 @@ fn the_log_level_changes_at_run_time() {
     assert_eq!(ends(&server), 0);
     let debug = r#"{"level":"debug"}"#;
     assert_eq!(operator.json("PUT", "/v1/log-level", debug), (200, json!({"level": "debug"})));
-    assert!(server.log().contains("log_level info -> debug"), "{}", server.log());
+    server.wait_log("log_level info -> debug");
     Client::join(server.address(), "lobby", "alice").close();
     wait_until("the end is logged", || ends(&server) == 1);
     operator.json("PUT", "/v1/log-level", r#"{"level":"error"}"#);
@@ -498,7 +504,11 @@ fn with_keys_only_who_has_one_may_ask() {
     assert_eq!(nobody.get("/health"), json!({"status": "ok"}));
     for path in paths {
         let response = nobody.ask("GET", path, "");
-        assert_eq!((response.status, code(&parse(&response))), (401, "unauthorized"), "{path}");
+        assert_eq!(
+            (response.status, error_code(&response.json())),
+            (401, "unauthorized"),
+            "{path}"
+        );
         assert_eq!(response.field("www-authenticate"), Some("Bearer realm=\"fanwire\""));
     }
     let big = " ".repeat(1 << 20);
@@ -507,7 +517,7 @@ fn with_keys_only_who_has_one_may_ask() {
 
     let mut wrong = Operator::with_key(&server, "k3y-0f_the.operator~+/=");
     let response = wrong.ask("POST", "/v1/publish", r#"{"room_id":"lobby","content":1}"#);
-    assert_eq!((response.status, code(&parse(&response))), (401, "invalid_token"));
+    assert_eq!((response.status, error_code(&response.json())), (401, "invalid_token"));
     let challenge = response.field("www-authenticate");
     assert_eq!(challenge, Some("Bearer realm=\"fanwire\", error=\"invalid_token\""));
 
@@ -530,7 +540,7 @@ fn with_keys_only_who_has_one_may_ask() {
     // What is wrong changes nothing.
     key_file(directory.path(), "short");
     server.signal(libc::SIGHUP);
-    wait_until("it is said", || server.log().contains("line 1 of"));
+    server.wait_log("line 1 of");
     next.get("/v1/rooms");
     assert!(!server.log().contains(KEY) && !server.log().contains(new), "a key is in the log");
 }
@@ -561,7 +571,7 @@ fn without_keys_the_server_starts_on_loopback_only() {
         Server::spawn(fanwire(&arguments), local(listen), Some(local(admin)))
     };
     let server = at(&["--insecure"]);
-    assert!(server.log().contains("needs no key and is not on a loopback address"));
+    server.wait_log("needs no key and is not on a loopback address");
     Operator::connect(&server).get("/v1/rooms");
     let file = key_file(directory.path(), KEY);
     let server = at(&["--admin-key-file", &file]);
@@ -690,14 +700,9 @@ fn a_profile_says_what_the_shards_do() {
             });
         }
         let mut operator = Operator::connect(&server);
-        operator.send("GET", "/debug/profile?seconds=3&frequency=499", "");
         // One at a time, and everything else goes on.
         let mut other = Operator::connect(&server);
-        wait_until("a second one is refused", || {
-            let answer = other.ask("GET", "/debug/profile?seconds=1", "");
-            assert!([200, 409].contains(&answer.status), "{answer:?}");
-            answer.status == 409
-        });
+        operator.profile_beside(&mut other, "/debug/profile?seconds=3&frequency=499");
         other.get("/v1/top");
         let response = operator.wire.response();
         assert_eq!(response.status, 200, "{:?}", String::from_utf8_lossy(&response.body));
@@ -731,9 +736,8 @@ fn a_profile_says_what_the_shards_do() {
     // Nobody waits for it: it ends, and the next one may begin.
     drop({
         let mut operator = Operator::connect(&server);
-        operator.send("GET", "/debug/profile?seconds=60", "");
         let mut other = Operator::connect(&server);
-        wait_until("it runs", || other.ask("GET", "/debug/profile?seconds=1", "").status == 409);
+        operator.profile_beside(&mut other, "/debug/profile?seconds=60");
         operator
     });
     let mut operator = Operator::connect(&server);

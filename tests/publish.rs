@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use support::{Client, Response, Server, Wire, rows, wait_until};
+use support::{Client, Server, Wire, error_code, rows, wait_until};
 use tungstenite::Message;
 
 const ONE: &str = "/v1/publish";
@@ -26,7 +26,7 @@ impl Backend {
         self.send(method, path, "Content-Type: application/json\r\n", body);
         let response = self.0.response();
         assert_eq!(response.field("content-type"), Some("application/json"), "{response:?}");
-        (response.status, parse(&response))
+        (response.status, response.json())
     }
 
     fn send(&mut self, method: &str, path: &str, fields: &str, body: &[u8]) {
@@ -90,18 +90,6 @@ impl Outcome {
 
 fn published(offset: u64) -> Outcome {
     Outcome::Published { offset: Some(offset) }
-}
-
-fn parse(response: &Response) -> Value {
-    serde_json::from_slice(&response.body).unwrap_or_else(|error| {
-        panic!("{error} in {:?}", String::from_utf8_lossy(&response.body));
-    })
-}
-
-/// The code of an answer that must be an error with a message.
-fn code(answer: &Value) -> &str {
-    assert!(answer["error"]["message"].as_str().is_some_and(|text| text.len() > 10), "{answer}");
-    answer["error"]["code"].as_str().expect("an error has a code")
 }
 
 #[test]
@@ -297,7 +285,7 @@ fn what_cannot_be_done_is_answered_in_json() {
                 let (found, answer) = backend.ask(method, path, body.as_bytes());
                 assert_eq!(found, *status, "{answer}");
                 if *status != 200 {
-                    assert_eq!(code(&answer), *expected);
+                    assert_eq!(error_code(&answer), *expected);
                 }
             }
         },
@@ -305,7 +293,7 @@ fn what_cannot_be_done_is_answered_in_json() {
     let mut backend = Backend::connect(&server);
     let not_utf8 = [b"{\"room_id\":\"a\",\"text\":\"", &[0xff][..], b"\"}"].concat();
     let (status, answer) = backend.ask("POST", ONE, &not_utf8);
-    assert_eq!((status, code(&answer)), (400, "invalid_json"));
+    assert_eq!((status, error_code(&answer)), (400, "invalid_json"));
 }
 
 #[test]
@@ -324,7 +312,7 @@ fn only_application_json_is_taken() {
         backend.send("POST", ONE, fields, good);
         let response = backend.0.response();
         assert_eq!(response.status, status, "{fields:?}");
-        assert!(status == 200 || code(&parse(&response)) == "unsupported_media_type");
+        assert!(status == 200 || error_code(&response.json()) == "unsupported_media_type");
     }
 }
 
@@ -340,10 +328,10 @@ fn a_body_is_taken_up_to_its_limit_and_refused_past_it() {
     let mut backend = Backend::connect(&server);
     assert_eq!(backend.ask("POST", ONE, &body(BYTES_MAX)).0, 200);
     let (status, answer) = backend.ask("POST", ONE, &body(BYTES_MAX + 1));
-    assert_eq!((status, code(&answer)), (413, "body_too_long"));
+    assert_eq!((status, error_code(&answer)), (413, "body_too_long"));
     // So long that it cannot wait in the sockets: the answer must not be lost for it.
     let (status, answer) = backend.ask("POST", ONE, &body(16 << 20));
-    assert_eq!((status, code(&answer)), (413, "body_too_long"));
+    assert_eq!((status, error_code(&answer)), (413, "body_too_long"));
     assert_eq!(backend.ask("POST", ONE, &body(100)).0, 200, "the connection is good for more");
 
     // In chunks, where nobody says before how long it is.
@@ -383,7 +371,7 @@ fn a_body_that_does_not_come_is_answered_408() {
     );
     backend.0.send(head.as_bytes());
     let response = backend.0.response();
-    assert_eq!((response.status, code(&parse(&response))), (408, "request_timeout"));
+    assert_eq!((response.status, error_code(&response.json())), (408, "request_timeout"));
     backend.0.expect_eof();
 }
 
@@ -420,7 +408,7 @@ fn a_shard_that_is_behind_is_answered_429() {
     });
     let response = backends.swap_remove(refused.expect("waited for")).0.response();
     assert_eq!((response.status, response.field("retry-after")), (429, Some("1")));
-    assert_eq!(code(&parse(&response)), "server_busy");
+    assert_eq!(error_code(&response.json()), "server_busy");
     // Nothing of a batch fits: it is refused as a whole.
     let batch = json!({"items": [{"room_id": "a", "content": 1}, 7, {"room_id": "a", "text": ""}]});
     let mut late = Backend::connect(&server);
@@ -436,7 +424,7 @@ fn a_shard_that_is_behind_is_answered_429() {
         .map(|backend| {
             let response = backend.0.response();
             assert_eq!(response.status, 200);
-            parse(&response)["offset"].as_u64()
+            response.json()["offset"].as_u64()
         })
         .collect();
     offsets.sort_unstable();
@@ -510,7 +498,7 @@ fn a_server_that_drains_answers_503() {
         backend.send("POST", path, "Content-Type: application/json\r\n", body.as_bytes());
         let response = backend.0.response();
         assert_eq!((response.status, response.field("retry-after")), (503, Some("1")));
-        assert_eq!(code(&parse(&response)), "draining");
+        assert_eq!(error_code(&response.json()), "draining");
     }
     assert_eq!(last.expect_close(), Some(1001));
     last.send(&support::close_frame(1001, ""));

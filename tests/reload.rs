@@ -20,11 +20,6 @@ fn expect_ping(wire: &mut Wire) -> Vec<u8> {
     frame.payload
 }
 
-/// Waits for a line of the log that contains `words`, behind the first `seen` bytes.
-fn wait_log(server: &Server, seen: usize, words: &str) {
-    wait_until(&format!("the log says {words:?}"), || server.log()[seen..].contains(words));
-}
-
 /// A server with a configuration file that the test rewrites.
 struct Reloaded {
     server: Server,
@@ -53,7 +48,7 @@ impl Reloaded {
         fs::write(&self.path, text).expect("the file can be written");
         let response = ask(self.server.admin(), "POST", "/v1/reload", "");
         assert_eq!(response.field("content-type"), Some("application/json"), "{response:?}");
-        (response.status, serde_json::from_slice(&response.body).expect("JSON"))
+        (response.status, response.json())
     }
 
     /// The same, where all is right and `key` alone is to change.
@@ -70,7 +65,7 @@ impl Reloaded {
         fs::write(&self.path, text).expect("the file can be written");
         self.server.signal(libc::SIGHUP);
         for words in words {
-            wait_log(&self.server, seen, words);
+            self.server.wait_log_from(seen, words);
         }
     }
 }
@@ -131,7 +126,7 @@ fn a_broken_file_changes_nothing_at_sighup() {
     }
     fs::remove_file(&reloaded.path).expect("it is there");
     reloaded.server.signal(libc::SIGHUP);
-    wait_log(&reloaded.server, 0, "cannot read the configuration file");
+    reloaded.server.wait_log("cannot read the configuration file");
     let payload = expect_ping(&mut wire);
     wire.send(&frame(0x8a, &payload));
 }
@@ -146,7 +141,7 @@ fn sighup_changes_the_log_level_and_names_what_needs_a_restart() {
     let mark = reloaded.server.log().len();
     assert!(!reloaded.server.log()[..mark].contains(debug), "{}", reloaded.server.log());
     Client::connect(address, "/ws").close();
-    wait_log(&reloaded.server, mark, debug);
+    reloaded.server.wait_log_from(mark, debug);
     reloaded.reload(
         "log_level = \"error\"\necho = true\nlog_format = \"json\"\nmailbox_len_max = 17\n\
          ping_interval = \"90s\"\n",
@@ -303,8 +298,8 @@ fn post_says_what_changed_and_what_needs_a_restart() {
     assert_eq!(answer["changed"], expected["changed"]);
     // The flag --shards wins over the file, at a restart, too.
     assert_eq!(shards, &json!([expected["needs_restart"][1]]));
-    wait_log(&reloaded.server, 0, "POST /v1/reload: close_timeout 5s -> 3s");
-    wait_log(&reloaded.server, 0, "restart the server for log_format text -> json");
+    reloaded.server.wait_log("POST /v1/reload: close_timeout 5s -> 3s");
+    reloaded.server.wait_log("restart the server for log_format text -> json");
     assert_eq!(reloaded.post("close_timeout = 3\n").1, json!({"changed": [], "needs_restart": []}));
 
     let seen = reloaded.server.log().len();
@@ -316,7 +311,7 @@ fn post_says_what_changed_and_what_needs_a_restart() {
         assert!(message.contains(words), "{words}: {message}");
     }
     assert!(message.contains(&path.to_string()), "{message}");
-    wait_log(&reloaded.server, seen, &format!("POST /v1/reload: {message}"));
+    reloaded.server.wait_log_from(seen, &format!("POST /v1/reload: {message}"));
     // Not even what was right: it is still to be done.
     reloaded.change("close_timeout", "close_timeout = 4\n");
     stays.expect_silence();
@@ -329,7 +324,7 @@ fn post_says_what_changed_and_what_needs_a_restart() {
 fn a_server_that_drains_reloads_no_more() {
     let reloaded = Reloaded::start("drain_delay = \"1h\"\n");
     reloaded.server.signal(libc::SIGTERM);
-    wait_log(&reloaded.server, 0, "draining in");
+    reloaded.server.wait_log("draining in");
     let (status, answer) = reloaded.post("echo = true\n");
     assert_eq!((status, &answer["error"]["code"]), (503, &json!("draining")), "{answer}");
 }

@@ -3,7 +3,7 @@
 //! ```json
 //! {
 //!   "sub": "alice",
-//!   "exp": 1790000000,
+//!   "exp": 1890000000,
 //!   "rooms": [
 //!     {"pattern": "chat:*", "join": true, "publish": true},
 //!     {"pattern": "news", "join": true}

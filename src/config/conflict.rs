@@ -7,7 +7,7 @@ use super::network::{ProxyProtocol, TrustedProxies};
 use super::policy::RoomRule;
 use super::rate::RateLimit;
 use super::settings::Settings;
-use super::value::{Admin, KeyFile, Size};
+use super::value::{Size, Switch};
 
 impl Settings {
     /// Checks how the settings relate to each other; each one's own range is checked when it is
@@ -21,7 +21,7 @@ impl Settings {
                 return Err(Conflict::ListenTwice(*address));
             }
         }
-        if let Admin::At(admin) = self.admin
+        if let Switch::On(admin) = self.admin
             && admin.port() != 0
             && self.listen.contains(&admin)
         {
@@ -33,9 +33,9 @@ impl Settings {
         if self.authenticates() && self.auth_keys.contains(&AuthKey::Off) {
             return Err(Conflict::KeysAndOff);
         }
-        if let Admin::At(admin) = self.admin
+        if let Switch::On(admin) = self.admin
             && !admin.ip().to_canonical().is_loopback()
-            && self.admin_key_file == KeyFile::Off
+            && self.admin_key_file == Switch::Off
             && !self.insecure
         {
             return Err(Conflict::AdminOpen(admin));

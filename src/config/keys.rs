@@ -140,8 +140,8 @@ impl Settings {
             }
         }
         let expected = Expected {
-            issuer: self.auth_issuer.as_set().cloned(),
-            audience: self.auth_audience.as_set().cloned(),
+            issuer: self.auth_issuer.as_on().cloned(),
+            audience: self.auth_audience.as_on().cloned(),
             leeway_s: self.auth_leeway.as_secs() as u32,
         };
         self.verifier = self.authenticates().then(|| Arc::new(Verifier::new(keys, expected)));

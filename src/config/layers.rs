@@ -196,7 +196,7 @@ Examples:
   fanwire serve                                   chat page on http://127.0.0.1:8080/
   fanwire serve --auth-keys HS256:/etc/fanwire/secret --origins https://example.com \
     --listen 0.0.0.0:80 --listen '[::]:80' --admin off
-    (the claims of a token: {\"sub\":\"alice\",\"exp\":1790000000,
+    (the claims of a token: {\"sub\":\"alice\",\"exp\":1890000000,
      \"rooms\":[{\"pattern\":\"chat:*\",\"join\":true,\"publish\":true}]})
   fanwire serve --listen 0.0.0.0:80 --insecure    everybody may join every room
   fanwire serve --shards 8 --cpus 0-3             two shards on each of four CPUs
@@ -260,8 +260,13 @@ impl Layer {
     fn from_file(path: &Path) -> Result<Layer, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|cause| ConfigError::Unreadable { path: path.to_owned(), cause })?;
+        Layer::from_text(path, &text)
+    }
+
+    /// What `text`, the contents of the file at `path`, sets.
+    pub(super) fn from_text(path: &Path, text: &str) -> Result<Layer, ConfigError> {
         let line = |offset: usize| 1 + text[..offset].matches('\n').count();
-        let table = DeTable::parse(&text).map_err(|error| ConfigError::NotToml {
+        let table = DeTable::parse(text).map_err(|error| ConfigError::NotToml {
             path: path.to_owned(),
             line: line(error.span().map_or(0, |span| span.start)),
             // One line: the parser lists what it expected on further ones.

@@ -9,7 +9,7 @@ use super::policy::{Policies, Policy, SlowConsumer};
 use super::rate::Rate;
 use super::room::{MembersMax, RoomAlphabet, RoomMembers};
 use super::settings::Settings;
-use super::value::{Auto, Bound, Interval, Maximum};
+use super::value::{Auto, Size};
 use crate::auth::Verifier;
 
 /// What the data plane may use: checked, derived from [`Settings`], immutable. A reload makes new
@@ -145,10 +145,7 @@ impl Settings {
             },
             drain_timeout: self.drain_timeout,
             heartbeats: self.heartbeats(),
-            connections_per_address_max: match self.connections_per_address_max {
-                Maximum::Off => None,
-                Maximum::Set(connections_max) => Some(connections_max),
-            },
+            connections_per_address_max: self.connections_per_address_max.as_on().copied(),
             handshakes_per_second: self.handshakes_per_second.rate(0),
             handshakes_per_second_per_address: self.handshakes_per_second_per_address.rate(0),
             trusted_proxies: TrustedProxies::new(&self.trusted_proxies),
@@ -173,10 +170,7 @@ impl Settings {
             mailbox_len_max: self.mailbox_len_max,
             publish_queue_len_max: self.publish_queue_len_max,
             publish_bytes_max: self.publish_bytes_max.bytes(),
-            ready_rss_max: match self.ready_rss_max {
-                Bound::Off => None,
-                Bound::At(size) => Some(size.bytes()),
-            },
+            ready_rss_max: self.ready_rss_max.as_on().copied().map(Size::bytes),
             echo: self.echo,
             connections_max,
             connections_per_shard_max,
@@ -186,11 +180,10 @@ impl Settings {
     /// How vanished peers are found out.
     #[must_use]
     pub fn heartbeats(&self) -> Heartbeats {
-        let ping_interval = match self.ping_interval {
-            Interval::Off => None,
-            Interval::Every(interval) => Some(interval),
-        };
-        Heartbeats { ping_interval, pong_timeout: self.pong_timeout }
+        Heartbeats {
+            ping_interval: self.ping_interval.as_on().copied(),
+            pong_timeout: self.pong_timeout,
+        }
     }
 
     fn allowed_origins(&self) -> Origins {
@@ -224,11 +217,15 @@ impl Settings {
 /// Two bytes, eight of length, and the masking key.
 const FRAME_HEADER_BYTES_MAX: u64 = 14;
 
-/// The defaults on a host with plenty of descriptors, for tests of other modules.
-#[cfg(test)]
+/// The limits of a server without any setting, on a host with plenty of descriptors.
+#[cfg(any(test, fuzzing))]
 impl Default for Limits {
     fn default() -> Self {
-        let settings = super::tests::settings(&[]).expect("the defaults are valid");
-        settings.limits(1, 100_000)
+        // Reading a command line takes Miri half a minute.
+        static DEFAULT: std::sync::LazyLock<Limits> = std::sync::LazyLock::new(|| {
+            let loaded = super::load(["fanwire", "serve"].map(Into::into), []);
+            loaded.expect("the defaults are valid").settings.limits(1, 100_000)
+        });
+        DEFAULT.clone()
     }
 }

@@ -26,6 +26,8 @@
 
 mod change;
 mod conflict;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod keys;
 mod layers;
 mod limits;
@@ -40,6 +42,8 @@ mod value;
 
 pub use change::Change;
 pub use conflict::Conflict;
+#[cfg(any(test, fuzzing))]
+pub use fuzz::fuzz_config;
 pub use keys::{AuthKey, BrokenKey, KeyCause};
 pub use layers::{
     Action, CheckOptions, ConfigError, Loaded, Origin, Profile, ReportFormat, UnknownVariable, load,
@@ -51,10 +55,7 @@ pub use policy::{Policies, Policy, RoomPolicy, RoomRule, SlowConsumer};
 pub use rate::{Count, Rate, RateLimit};
 pub use room::{MembersMax, MembersRule, RoomAlphabet, RoomMembers};
 pub use settings::{SHARDS_MAX, Settings};
-pub use value::{
-    Admin, Auto, Bound, CpuList, Interval, KeyFile, LogFormat, LogLevel, Maximum, Size, Text,
-    ValueError,
-};
+pub use value::{Auto, CpuList, LogFormat, LogLevel, Size, Switch, ValueError};
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
-use super::value::{self, Size, ValueError};
+use super::value::{self, COUNTS, SIZES, Size, ValueError};
 
 /// How many per second a setting allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,11 +102,6 @@ impl fmt::Display for Count {
         self.0.fmt(f)
     }
 }
-
-/// The numbers of events that a rate and a burst may have.
-pub(super) const COUNTS: &str = "1..1000000";
-/// The numbers of bytes that they may have.
-pub(super) const SIZES: &str = "1KiB..1GiB";
 
 #[cfg(test)]
 mod tests {

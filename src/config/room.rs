@@ -5,7 +5,7 @@ use std::fmt;
 use clap::ValueEnum;
 use serde::{Serialize, Serializer};
 
-use super::value::{self, ValueError};
+use super::value::{self, MEMBERS, ValueError};
 use crate::pattern::Pattern;
 
 /// The characters that names of rooms may have.
@@ -93,9 +93,6 @@ pub(super) fn members(text: &str, _accepted: &str) -> Result<RoomMembers, ValueE
         value::count(number.trim(), MEMBERS).map_err(|_| ValueError::NotAMembersRule)?;
     Ok(RoomMembers::Rule(MembersRule { pattern, members_max }))
 }
-
-/// The members that a room may be allowed.
-pub(super) const MEMBERS: &str = "1..1000000000";
 
 #[cfg(test)]
 mod tests {

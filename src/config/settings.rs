@@ -1,6 +1,7 @@
 //! Every setting, declared once; what a declaration is, [`super`] says.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,10 +14,7 @@ use super::origin::{self, OriginRule};
 use super::policy::{self, RoomPolicy, RoomRule};
 use super::rate::{self, Count, RateLimit};
 use super::room::{self, RoomAlphabet, RoomMembers};
-use super::value::{
-    self, Admin, Auto, Bound, CpuList, Interval, KeyFile, LogFormat, LogLevel, Maximum, Parser,
-    Size, Text,
-};
+use super::value::{self, Auto, CpuList, LogFormat, LogLevel, Parser, Size, Switch};
 use crate::auth::Verifier;
 
 /// Every setting of the server, checked one by one; [`Settings::check`] checks how they relate.
@@ -34,16 +32,16 @@ pub struct Settings {
     /// and operators look and disconnect. On any other than a loopback address it needs keys
     /// (`admin_key_file`).
     #[arg(long, help_heading = ADDRESSES, default_value = "127.0.0.1:8081",
-          value_name = "IP:PORT|off", value_parser = Parser(value::admin))]
-    pub admin: Admin,
+          value_name = "IP:PORT|off", value_parser = Parser(value::address_or_off))]
+    pub admin: Switch<SocketAddr>,
 
     /// File with the keys of the admin interface, one on each line, at least 16 bytes each: a
     /// request then needs the field "Authorization: Bearer KEY" with one of them, except for
     /// /health, /ready and the page. Read again at SIGHUP. "off": no key is needed, on a loopback
     /// address.
     #[arg(long, help_heading = ADDRESSES, default_value = "off", value_name = "FILE|off",
-          value_parser = Parser(value::key_file), group = LIVE)]
-    pub admin_key_file: KeyFile,
+          value_parser = Parser(value::file_or_off), group = LIVE)]
+    pub admin_key_file: Switch<PathBuf>,
 
     /// Serve /echo, which sends every message back to its sender; for conformance suites and
     /// round-trip benchmarks.
@@ -64,14 +62,14 @@ pub struct Settings {
 
     /// The "iss" that a token must have.
     #[arg(long, help_heading = AUTHENTICATION, default_value = "off", value_name = "TEXT|off",
-          value_parser = Parser(value::text), group = LIVE)]
-    pub auth_issuer: Text,
+          value_parser = Parser(value::text_or_off), group = LIVE)]
+    pub auth_issuer: Switch<String>,
 
     /// The "aud" that a token must name. With "off", tokens that name any are for another server
     /// and are refused.
     #[arg(long, help_heading = AUTHENTICATION, default_value = "off", value_name = "TEXT|off",
-          value_parser = Parser(value::text), group = LIVE)]
-    pub auth_audience: Text,
+          value_parser = Parser(value::text_or_off), group = LIVE)]
+    pub auth_audience: Switch<String>,
 
     /// How far the clock of whoever signs the tokens may differ from this host's, for "exp" and
     /// "nbf", in whole seconds (a fraction is dropped).
@@ -151,8 +149,8 @@ pub struct Settings {
     /// IPv6 addresses the first 64 bits count: a network of that size is one client's. Counts those
     /// who come while it is set.
     #[arg(long, help_heading = LIMITS, default_value = "off", value_name = "1..100000000|off",
-          value_parser = Parser(value::maximum), group = LIVE)]
-    pub connections_per_address_max: Maximum,
+          value_parser = Parser(value::count_or_off), group = LIVE)]
+    pub connections_per_address_max: Switch<usize>,
 
     /// Connections accepted per second, over all shards, and how many of them at once (a second's
     /// worth unless BURST says otherwise); those beyond it are answered 503.
@@ -236,8 +234,8 @@ pub struct Settings {
     /// Resident memory from which on GET /ready answers 503, so that a load balancer sends new
     /// clients elsewhere. Nobody is disconnected or refused for it.
     #[arg(long, help_heading = LIMITS, default_value = "off", value_name = "1MiB..4TiB|off",
-          value_parser = Parser(value::bound), group = LIVE)]
-    pub ready_rss_max: Bound,
+          value_parser = Parser(value::size_or_off), group = LIVE)]
+    pub ready_rss_max: Switch<Size>,
 
     /// Bytes a connection may fall behind in a room before it is disconnected as a slow consumer,
     /// where `room_policy` does not say otherwise. At least twice the largest message of /ws and
@@ -321,7 +319,8 @@ pub struct Settings {
     /// this time at the earliest and all of it at the latest; whoever sends messages is not pinged.
     #[arg(long, help_heading = TIMEOUTS, default_value = "60s", value_name = "1s..1h|off",
           value_parser = Parser(value::interval), group = LIVE)]
-    pub ping_interval: Interval,
+    #[serde(serialize_with = "value::serialize_interval")]
+    pub ping_interval: Switch<Duration>,
 
     /// Time for a sign of life, whatever it is, after a ping; then the connection is cut. A peer
     /// whose host has vanished is gone after this and `ping_interval`.

@@ -76,7 +76,7 @@ fn defaults() {
     let settings = settings(&[]).unwrap();
     let limits = settings.limits(2, 19_000);
     assert_eq!(settings.listen, ["127.0.0.1:8080".parse().unwrap()]);
-    assert_eq!(settings.admin, Admin::At("127.0.0.1:8081".parse().unwrap()));
+    assert_eq!(settings.admin, Switch::On("127.0.0.1:8081".parse().unwrap()));
     assert_eq!((settings.shards, settings.cpus), (Auto::Auto, Auto::Auto));
     assert_eq!((settings.log_format, settings.log_level), (LogFormat::Text, LogLevel::Info));
     let expected = Limits {

@@ -19,13 +19,16 @@ use clap::ValueEnum;
 use clap::builder::TypedValueParser;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::rate::{COUNTS, SIZES};
-use super::room::MEMBERS;
-
 /// The high-water marks that a rule may have. None is smaller than what a sweep sends at once.
 pub(super) const MARKS: &str = "64KiB..1GiB";
 /// The ages that a rule may have.
 pub(super) const AGES: &str = "100ms..1h";
+/// The numbers of events that a rate and a burst may have.
+pub(super) const COUNTS: &str = "1..1000000";
+/// The numbers of bytes that they may have.
+pub(super) const SIZES: &str = "1KiB..1GiB";
+/// The members that a room may be allowed.
+pub(super) const MEMBERS: &str = "1..1000000000";
 
 /// Why a text is not the value of a setting; the accepted range is told beside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -147,11 +150,8 @@ pub(super) fn auto_count(text: &str, accepted: &str) -> Result<Auto<usize>, Valu
 }
 
 /// A whole number, or "off".
-pub(super) fn maximum(text: &str, accepted: &str) -> Result<Maximum, ValueError> {
-    if text == "off" {
-        return Ok(Maximum::Off);
-    }
-    count(text, accepted.trim_end_matches("|off")).map(Maximum::Set)
+pub(super) fn count_or_off(text: &str, accepted: &str) -> Result<Switch<usize>, ValueError> {
+    switch(text, accepted, count)
 }
 
 /// A size, or "auto".
@@ -168,19 +168,13 @@ pub(super) fn duration(text: &str, accepted: &str) -> Result<Duration, ValueErro
 }
 
 /// A time span, or "off".
-pub(super) fn interval(text: &str, accepted: &str) -> Result<Interval, ValueError> {
-    if text == "off" {
-        return Ok(Interval::Off);
-    }
-    duration(text, accepted.trim_end_matches("|off")).map(Interval::Every)
+pub(super) fn interval(text: &str, accepted: &str) -> Result<Switch<Duration>, ValueError> {
+    switch(text, accepted, duration)
 }
 
 /// A number of bytes, or "off".
-pub(super) fn bound(text: &str, accepted: &str) -> Result<Bound, ValueError> {
-    if text == "off" {
-        return Ok(Bound::Off);
-    }
-    size(text, accepted.trim_end_matches("|off")).map(Bound::At)
+pub(super) fn size_or_off(text: &str, accepted: &str) -> Result<Switch<Size>, ValueError> {
+    switch(text, accepted, size)
 }
 
 /// A number of bytes: binary units (KiB) or decimal ones (KB).
@@ -199,18 +193,17 @@ pub(super) fn address(text: &str, _accepted: &str) -> Result<SocketAddr, ValueEr
     text.parse().map_err(|_| ValueError::NotAnAddress)
 }
 
-/// An address, or "off".
-pub(super) fn admin(text: &str, accepted: &str) -> Result<Admin, ValueError> {
-    if text == "off" { Ok(Admin::Off) } else { address(text, accepted).map(Admin::At) }
+/// An address with a port, or "off".
+pub(super) fn address_or_off(text: &str, accepted: &str) -> Result<Switch<SocketAddr>, ValueError> {
+    switch(text, accepted, address)
 }
 
-/// The path of a file with keys, or "off". Whether it is there is seen when it is read.
-pub(super) fn key_file(text: &str, _accepted: &str) -> Result<KeyFile, ValueError> {
-    match text {
-        "off" => Ok(KeyFile::Off),
+/// The path of a file, or "off". Whether it is there is seen when it is read.
+pub(super) fn file_or_off(text: &str, accepted: &str) -> Result<Switch<PathBuf>, ValueError> {
+    switch(text, accepted, |path, _| match path {
         "" => Err(ValueError::NotAPath),
-        path => Ok(KeyFile::At(path.into())),
-    }
+        path => Ok(path.into()),
+    })
 }
 
 /// A CPU list, or "auto". Whether the CPUs exist is for the host to say.
@@ -229,12 +222,11 @@ pub(super) fn boolean(text: &str, _accepted: &str) -> Result<bool, ValueError> {
 }
 
 /// Any text, or "off".
-pub(super) fn text(text: &str, _accepted: &str) -> Result<Text, ValueError> {
-    match text {
-        "off" => Ok(Text::Off),
+pub(super) fn text_or_off(text: &str, accepted: &str) -> Result<Switch<String>, ValueError> {
+    switch(text, accepted, |text, _| match text {
         "" => Err(ValueError::Empty),
-        _ => Ok(Text::Is(text.to_owned())),
-    }
+        text => Ok(text.to_owned()),
+    })
 }
 
 fn auto<T>(
@@ -246,6 +238,17 @@ fn auto<T>(
         return Ok(Auto::Auto);
     }
     read(text, accepted.trim_end_matches("|auto")).map(Auto::Set)
+}
+
+fn switch<T>(
+    text: &str,
+    accepted: &str,
+    read: impl Fn(&str, &str) -> Result<T, ValueError>,
+) -> Result<Switch<T>, ValueError> {
+    if text == "off" {
+        return Ok(Switch::Off);
+    }
+    read(text, accepted.trim_end_matches("|off")).map(Switch::On)
 }
 
 fn in_range<T: PartialOrd>(
@@ -292,118 +295,31 @@ impl<T: Serialize> Serialize for Auto<T> {
     }
 }
 
-/// Where the admin interface listens.
+/// A setting that can be switched off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Admin {
-    /// Nowhere.
+pub enum Switch<T> {
+    /// Without it: nowhere, never, unlimited, or whatever it is that the setting is about.
     Off,
-    /// At this address.
-    At(SocketAddr),
+    /// As configured.
+    On(T),
 }
 
-impl Serialize for Admin {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Admin::Off => serializer.serialize_str("off"),
-            Admin::At(address) => address.serialize(serializer),
-        }
-    }
-}
-
-/// Where keys are read from; they never stand in the configuration itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum KeyFile {
-    /// There are none.
-    Off,
-    /// This file.
-    At(PathBuf),
-}
-
-impl Serialize for KeyFile {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            KeyFile::Off => serializer.serialize_str("off"),
-            KeyFile::At(path) => serializer.serialize_str(&path.to_string_lossy()),
-        }
-    }
-}
-
-/// How often something happens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Interval {
-    /// Never.
-    Off,
-    /// Once in this time.
-    Every(Duration),
-}
-
-impl Serialize for Interval {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Interval::Off => serializer.serialize_str("off"),
-            Interval::Every(interval) => serialize_duration(interval, serializer),
-        }
-    }
-}
-
-/// A text that a token must have.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Text {
-    /// It does not matter.
-    Off,
-    /// This one.
-    Is(String),
-}
-
-impl Text {
-    /// The text, if it was configured.
+impl<T> Switch<T> {
+    /// The value, unless it is off.
     #[must_use]
-    pub const fn as_set(&self) -> Option<&String> {
+    pub const fn as_on(&self) -> Option<&T> {
         match self {
-            Text::Off => None,
-            Text::Is(text) => Some(text),
+            Switch::Off => None,
+            Switch::On(value) => Some(value),
         }
     }
 }
 
-impl Serialize for Text {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_set().map_or("off", String::as_str))
-    }
-}
-
-/// The most of something, if there is a most.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Bound {
-    /// Unlimited.
-    Off,
-    /// So many bytes.
-    At(Size),
-}
-
-impl Serialize for Bound {
+impl<T: Serialize> Serialize for Switch<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
-            Bound::Off => serializer.serialize_str("off"),
-            Bound::At(size) => size.serialize(serializer),
-        }
-    }
-}
-
-/// How many there may be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Maximum {
-    /// Any number.
-    Off,
-    /// No more than this.
-    Set(usize),
-}
-
-impl Serialize for Maximum {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Maximum::Off => serializer.serialize_str("off"),
-            Maximum::Set(maximum) => maximum.serialize(serializer),
+            Switch::Off => serializer.serialize_str("off"),
+            Switch::On(value) => value.serialize(serializer),
         }
     }
 }
@@ -551,6 +467,16 @@ pub(super) fn serialize_duration<S: Serializer>(
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&duration_text(*duration))
+}
+
+pub(super) fn serialize_interval<S: Serializer>(
+    interval: &Switch<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match interval {
+        Switch::Off => serializer.serialize_str("off"),
+        Switch::On(duration) => serialize_duration(duration, serializer),
+    }
 }
 
 /// Without the space of "1m 30s": the value stays one word on a command line.

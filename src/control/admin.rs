@@ -27,7 +27,8 @@ use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use monoio::io::IntoPollIo;
-use monoio::net::{TcpListener, TcpStream};
+use monoio::io::poll_io::{AsyncRead, AsyncWrite};
+use monoio::net::TcpListener;
 use monoio_compat::hyper::{MonoioIo, MonoioTimer};
 use serde_json::{Value, json};
 use tower_service::Service;
@@ -36,7 +37,7 @@ use tracing::{debug, warn};
 use super::api::{self, Api, LiveLimits, Obstacle, Refusal};
 use super::guard::Guard;
 use super::monitor::Stats;
-use super::{desk, metrics, operator, page, profile, publish, reload, rooms};
+use super::{failure, metrics, operator, page, profile, publish, reload, rooms};
 use crate::logging::Limiter;
 
 impl Api {
@@ -49,7 +50,7 @@ impl Api {
         socket2::SockRef::from(&listener).set_tcp_user_timeout(Some(PEER_TIMEOUT))?;
         listener.set_nonblocking(true)?;
         let listener = Rc::new(TcpListener::from_std(listener)?);
-        let site = Site { guard, limits: self.limits.clone(), router: self.router() };
+        let site = Site::new(guard, self);
         // Each task serves one connection after the other: the bound needs no counting.
         for _ in 0..CONNECTIONS_MAX {
             monoio::spawn(serve_in_turn(listener.clone(), site.clone()));
@@ -113,7 +114,8 @@ async fn serve_in_turn(listener: Rc<TcpListener>, site: Site) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                if let Err(error) = serve_connection(stream, site.clone()).await {
+                let Ok(stream) = stream.into_poll_io() else { continue };
+                if let Err(error) = serve(stream, site.clone()).await {
                     debug!("admin connection from {peer}: {error}");
                 }
             }
@@ -136,10 +138,11 @@ fn warn_of(error: &io::Error) {
     }
 }
 
-async fn serve_connection(stream: TcpStream, site: Site) -> Result<(), hyper::Error> {
-    let Ok(stream) = stream.into_poll_io() else {
-        return Ok(());
-    };
+/// Serves one connection to its end.
+pub(super) async fn serve<S>(stream: S, site: Site) -> Result<(), hyper::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let service = service_fn(|request| site.clone().answer(request));
     http1::Builder::new()
         .timer(MonoioTimer)
@@ -150,13 +153,17 @@ async fn serve_connection(stream: TcpStream, site: Site) -> Result<(), hyper::Er
 
 /// Answers requests once they are here as a whole: no handler waits for a peer.
 #[derive(Debug, Clone)]
-struct Site {
+pub(super) struct Site {
     guard: Guard,
     router: Router,
     limits: LiveLimits,
 }
 
 impl Site {
+    pub(super) fn new(guard: Guard, api: Api) -> Self {
+        Self { guard, limits: api.limits.clone(), router: api.router() }
+    }
+
     async fn answer(mut self, request: Request<Incoming>) -> Result<Response, hyper::Error> {
         let body_bytes_max = self.limits.get().publish_bytes_max;
         let (head, body) = request.into_parts();
@@ -255,7 +262,7 @@ const BODY_TOO_LONG: Refusal = Refusal {
 };
 
 /// Connections at once; more wait to be accepted.
-const CONNECTIONS_MAX: usize = desk::REQUESTS_MAX;
+const CONNECTIONS_MAX: usize = failure::REQUESTS_MAX;
 
 /// Connections that may wait to be accepted.
 pub(super) const BACKLOG: i32 = 64;

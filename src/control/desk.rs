@@ -24,6 +24,7 @@ use monoio::io::AsyncReadRent;
 use monoio::net::UnixStream;
 use tracing::error;
 
+use super::failure::{Failure, REQUESTS_MAX};
 use super::questions::Questions;
 use crate::dialect::publish::{Publication, PublishError};
 use crate::io::uring::Bells;
@@ -31,28 +32,12 @@ use crate::shard::publisher::{Publisher, Refused, Ticket};
 use crate::shard::thread::Publishing;
 use crate::slab::{Key, Slab};
 
-/// Requests with publishes that are not answered; there are no more admin connections.
-pub(super) const REQUESTS_MAX: usize = 64;
-
 /// How long a request waits for room in the queues to shards, all in all.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What became of one publish: its offset, `None` when nobody was in the room, or why it was not
 /// published.
 pub(super) type Outcome = Result<Option<u64>, Failure>;
-
-/// Why a publish was not published, or a question has no answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Failure {
-    /// It is wrong.
-    Invalid(PublishError),
-    /// Its room's shard is behind.
-    Busy,
-    /// A shard has not answered what it was asked, in all the time that it may take.
-    Behind,
-    /// The server is about to end.
-    Draining,
-}
 
 /// See the module documentation. Cloning shares it.
 #[derive(Debug, Clone)]
@@ -152,15 +137,6 @@ impl Desk {
 impl Inner {
     fn wake_crowd(&mut self) {
         mem::take(&mut self.crowd).into_iter().for_each(Waker::wake);
-    }
-}
-
-impl From<Refused> for Failure {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Busy => Self::Busy,
-            Refused::Ended => Self::Draining,
-        }
     }
 }
 

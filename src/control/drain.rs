@@ -7,6 +7,7 @@ use tracing::{info, warn};
 use super::api::Health;
 use crate::config::{Limits, Settings};
 use crate::shard::drain;
+use crate::shard::metrics::ShardMetrics;
 use crate::shard::thread::{Controls, Totals};
 
 /// Between two lines about the progress.
@@ -33,7 +34,7 @@ pub(super) async fn drain(
     loop {
         monoio::time::sleep(REPORT_INTERVAL).await;
         let (closed, left) =
-            (totals.of(|it| it.drained.value()), totals.of(|it| it.connections.value()));
+            (totals.of(ShardMetrics::drained), totals.of(|it| it.connections.value()));
         info!("draining: {closed} of {connections} connections closed, {left} left");
     }
 }

@@ -118,13 +118,13 @@ const CROSS_SITE: Refusal = Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::KeyFile;
+    use crate::config::Switch;
     use axum::http::Request;
 
     fn guard(key: Option<&str>, address: &str) -> Guard {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), key.unwrap_or_default()).unwrap();
-        let file = key.map_or(KeyFile::Off, |_| KeyFile::At(file.path().into()));
+        let file = key.map_or(Switch::Off, |_| Switch::On(file.path().into()));
         Guard::new(Keys::read(&file).unwrap(), address.parse().unwrap())
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use subtle::{Choice, ConstantTimeEq};
 
-use crate::config::KeyFile;
+use crate::config::Switch;
 
 /// Shorter ones could be guessed.
 const KEY_BYTES_MIN: usize = 16;
@@ -51,8 +51,8 @@ struct Keyring(Vec<Box<[u8]>>);
 
 impl Keyring {
     /// Reads the file; `None`: there is none.
-    fn read(file: &KeyFile) -> Result<Option<Self>, KeyError> {
-        let KeyFile::At(path) = file else { return Ok(None) };
+    fn read(file: &Switch<PathBuf>) -> Result<Option<Self>, KeyError> {
+        let Switch::On(path) = file else { return Ok(None) };
         let path = || path.clone();
         let text =
             fs::read_to_string(path()).map_err(|error| KeyError::Read { path: path(), error })?;
@@ -99,7 +99,7 @@ impl Keys {
     ///
     /// # Errors
     /// See [`KeyError`].
-    pub(super) fn read(file: &KeyFile) -> Result<Self, KeyError> {
+    pub(super) fn read(file: &Switch<PathBuf>) -> Result<Self, KeyError> {
         Ok(Self(Arc::new(RwLock::new(Keyring::read(file)?))))
     }
 
@@ -129,7 +129,7 @@ mod tests {
     fn read(text: &str) -> Result<Keys, String> {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), text).unwrap();
-        Keys::read(&KeyFile::At(file.path().into())).map_err(|error| error.to_string())
+        Keys::read(&Switch::On(file.path().into())).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -149,7 +149,7 @@ mod tests {
         keys.replace(read("another-key-of-some-length").unwrap());
         assert_eq!(keys.open_to(Some(b"0123456789abcdef")), Some(false));
         assert_eq!(keys.open_to(Some(b"another-key-of-some-length")), Some(true));
-        assert_eq!(Keys::read(&KeyFile::Off).unwrap().open_to(None), None);
+        assert_eq!(Keys::read(&Switch::Off).unwrap().open_to(None), None);
     }
 
     #[test]
@@ -165,7 +165,7 @@ mod tests {
             let error = read(text).expect_err("no keys");
             assert!(error.contains(expected) && !error.contains("0123"), "{text}: {error}");
         }
-        let missing = KeyFile::At("/nowhere/keys".into());
+        let missing = Switch::On("/nowhere/keys".into());
         let error = Keys::read(&missing).expect_err("no file").to_string();
         assert!(error.contains("cannot read /nowhere/keys"), "{error}");
     }

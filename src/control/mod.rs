@@ -18,6 +18,9 @@ mod admin;
 mod api;
 mod desk;
 mod drain;
+mod failure;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod guard;
 mod keys;
 mod metrics;
@@ -36,11 +39,12 @@ use std::io;
 use std::net::TcpListener;
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use monoio::{FusionDriver, RuntimeBuilder};
 use tracing::{info, warn};
 
-use crate::config::{Admin, Conflict, KeyFile, Loaded};
+use crate::config::{Conflict, Loaded, Switch};
 use crate::io::host::{self, HostError, ListenError};
 use crate::logging::Threshold;
 use crate::shard::thread::{Publishing, ShardPanicked, Shards, StartError, Totals};
@@ -54,6 +58,8 @@ use reload::{Reloader, SharedReloader};
 use signals::{EndSignal, Signal, Signals};
 use startup::Startup;
 
+#[cfg(any(test, fuzzing))]
+pub use fuzz::fuzz_admin;
 pub use keys::KeyError;
 pub use reload::Load;
 
@@ -76,12 +82,12 @@ pub fn serve(loaded: Loaded, load: Load, log: Threshold) -> Result<(), ServeErro
     }
     let startup = Startup::check(settings)?;
     let admin = match settings.admin {
-        Admin::Off => None,
-        Admin::At(address) => Some(host::listen(address, admin::BACKLOG)?),
+        Switch::Off => None,
+        Switch::On(address) => Some(host::listen(address, admin::BACKLOG)?),
     };
     let admin_address = admin.as_ref().and_then(|listener| listener.local_addr().ok());
     let keys = Keys::read(&settings.admin_key_file)?;
-    let is_open = settings.admin_key_file == KeyFile::Off;
+    let is_open = settings.admin_key_file == Switch::Off;
     if let Some(address) = admin_address.filter(|it| is_open && !it.ip().is_loopback()) {
         warn!(
             "the admin interface on {address} needs no key and is not on a loopback address: \
@@ -147,6 +153,7 @@ fn start_control(
         };
         runtime.block_on(async {
             let health = Health::default();
+            monoio::spawn(give_back_memory());
             let listening = admin.map_or(Ok(()), |admin| admin.open(health.clone()));
             // Nobody waits for it only if the main thread is gone, and the process with it.
             let _ = started.send(listening);
@@ -190,6 +197,14 @@ async fn control(signals: Signals, health: Health, reloader: SharedReloader, tot
         (reloader.loaded.settings.clone(), reloader.limits.get(), reloader.controls.clone())
     };
     drain::drain(&why, (&settings, &limits), &health, &controls, &totals).await
+}
+
+/// Gives memory back that nobody needs any more, once per second, for ever.
+async fn give_back_memory() {
+    loop {
+        monoio::time::sleep(Duration::from_secs(1)).await;
+        host::give_back_memory();
+    }
 }
 
 /// Waits for the first SIGTERM or SIGINT, and reloads at every SIGHUP before it.

@@ -12,15 +12,15 @@ use axum::http::StatusCode;
 use axum::http::header::HeaderMap;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
-use serde_json::error::Category;
 use serde_json::json;
 use tracing::info;
 
 use super::api::{Api, Refusal, json_of};
-use super::desk::Failure;
+use super::failure::Failure;
 use super::questions::Questions;
 use super::rooms::{self, PeerView, RoomView, views};
 use crate::config::LogLevel;
+use crate::dialect::is_json;
 use crate::dialect::native::ErrorCode;
 use crate::id::{ConnectionId, NameSpace, RoomName, ShardId};
 use crate::shard::question::{Answer, Busy, Close, CloseError, Question, Slow, Whom};
@@ -88,10 +88,8 @@ pub(super) async fn disconnect(
 
 /// Reads a body.
 fn read<'b, T: Deserialize<'b>>(body: &'b str) -> Result<T, Refusal> {
-    serde_json::from_str(body).map_err(|error| match error.classify() {
-        Category::Data => BAD_MESSAGE,
-        Category::Syntax | Category::Eof | Category::Io => BAD_JSON,
-    })
+    let is_json = || is_json(body.as_bytes());
+    serde_json::from_str(body).map_err(|_| if is_json() { BAD_MESSAGE } else { BAD_JSON })
 }
 
 /// The parameters of `/v1/top`.

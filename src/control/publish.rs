@@ -22,7 +22,8 @@ use axum::http::header::HeaderMap;
 use axum::response::Response;
 
 use super::api::{Api, Refusal, json};
-use super::desk::{Failure, Outcome};
+use super::desk::Outcome;
+use super::failure::Failure;
 use crate::dialect::native::ErrorCode;
 use crate::dialect::publish::{PublishError, parse, parse_batch};
 

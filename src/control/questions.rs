@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use super::desk::{Failure, REQUESTS_MAX};
+use super::failure::{Failure, REQUESTS_MAX};
 use crate::id::{RoomName, ShardId};
 use crate::io::uring::Bells;
 use crate::shard::calls::Ticket;

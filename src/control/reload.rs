@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use tracing::{error, info, warn};
 
 use super::api::{self, Api, LiveLimits, Refusal};
-use super::desk::Failure;
+use super::failure::Failure;
 use super::keys::{KeyError, Keys};
 use crate::config::{Change, ConfigError, Loaded};
 use crate::logging::Threshold;

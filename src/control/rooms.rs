@@ -18,7 +18,7 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 
 use super::api::{Api, Refusal, json_of};
-use super::desk::Failure;
+use super::failure::Failure;
 use super::questions::Questions;
 use crate::id::{NameSpace, RoomName, ShardId};
 use crate::shard::question::{Answer, Listing, Peer, Question};

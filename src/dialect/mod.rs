@@ -15,6 +15,8 @@ pub mod publish;
 
 use std::borrow::Cow;
 
+use serde_json::value::RawValue;
+
 use crate::config::Limits;
 use crate::protocol::handshake;
 use crate::protocol::{HandshakeError, Method};
@@ -133,10 +135,29 @@ pub fn is_name(name: &str, bytes_max: usize) -> bool {
     !name.is_empty() && name.len() <= bytes_max && !name.chars().any(char::is_control)
 }
 
+/// Whether `text` is JSON at all: for whoever could not read what was expected there. The kind of
+/// error does not tell. What is no JSON may look like the wrong JSON at first, and a number that is
+/// too large for every type (`1e400`) like none.
+#[must_use]
+pub fn is_json(text: &[u8]) -> bool {
+    serde_json::from_slice::<&RawValue>(text).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::RoomAlphabet;
+
+    #[test]
+    fn json() {
+        for text in ["1e400", "{\"a\":1,\"a\":[-1e999]}", " null ", "\"\\ud800\""] {
+            assert!(is_json(text.as_bytes()), "{text}");
+        }
+        for text in ["", "1e", "{\"a\":1,\"a\":}", "1 2", "\"\\x\"", "nul"] {
+            assert!(!is_json(text.as_bytes()), "{text}");
+        }
+        assert!(!is_json(b"\"\xff\""));
+    }
 
     #[test]
     fn routes() {

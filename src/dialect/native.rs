@@ -30,10 +30,9 @@ use std::borrow::Cow;
 
 use bytes::{BufMut, BytesMut};
 use serde::{Deserialize, Deserializer};
-use serde_json::error::Category;
 use serde_json::value::RawValue;
 
-use super::is_name;
+use super::{is_json, is_name};
 use crate::config::Limits;
 
 /// The subprotocol name.
@@ -195,12 +194,10 @@ pub struct Refusal<'m> {
 /// # Errors
 /// A [`Refusal`] to be answered with [`error`].
 pub fn parse<'m>(message: &'m [u8], limits: &Limits) -> Result<Request<'m>, Refusal<'m>> {
-    let fields: Fields<'_> = serde_json::from_slice(message).map_err(|error| Refusal {
-        id: None,
-        code: match error.classify() {
-            Category::Data => ErrorCode::InvalidMessage,
-            Category::Syntax | Category::Eof | Category::Io => ErrorCode::InvalidJson,
-        },
+    let fields: Fields<'_> = serde_json::from_slice(message).map_err(|_| {
+        let is_json = is_json(message);
+        let code = if is_json { ErrorCode::InvalidMessage } else { ErrorCode::InvalidJson };
+        Refusal { id: None, code }
     })?;
     // An array of the right values would do for serde, but not for the protocol.
     if message.trim_ascii_start().first() != Some(&b'{') {
@@ -509,6 +506,8 @@ mod tests {
             ("", ErrorCode::InvalidJson, None),
             ("{", ErrorCode::InvalidJson, None),
             (r#"{"type":"ping"} x"#, ErrorCode::InvalidJson, None),
+            (r#"{"type":"ping","type":1"#, ErrorCode::InvalidJson, None),
+            ("1e400", ErrorCode::InvalidMessage, None),
             ("[]", ErrorCode::InvalidMessage, None),
             ("7", ErrorCode::InvalidMessage, None),
             (r#"{"type":"ping","type":"ping"}"#, ErrorCode::InvalidMessage, None),

@@ -18,10 +18,10 @@ use std::fmt;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
-use serde::de::{IgnoredAny, SeqAccess, Visitor};
-use serde_json::error::Category;
+use serde::de::{SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::is_json;
 use super::native::{name, present, string};
 use crate::config::Limits;
 
@@ -222,11 +222,9 @@ impl<'de> Visitor<'de> for ItemsVisitor {
 
 /// Reads a JSON object.
 fn read<'m, T: Deserialize<'m>>(json: &'m str) -> Result<T, PublishError> {
-    // What is no JSON may look like the wrong JSON at first.
-    let is_json = || serde_json::from_str::<IgnoredAny>(json).is_ok();
-    let read = serde_json::from_str(json).map_err(|error| match error.classify() {
-        Category::Data if is_json() => PublishError::InvalidMessage,
-        _ => PublishError::InvalidJson,
+    let read = serde_json::from_str(json).map_err(|_| {
+        let is_json = is_json(json.as_bytes());
+        if is_json { PublishError::InvalidMessage } else { PublishError::InvalidJson }
     })?;
     // An array of the right values would do for serde, but not for the interface.
     if json.trim_start().starts_with('{') { Ok(read) } else { Err(PublishError::InvalidMessage) }

@@ -4,12 +4,12 @@
 //! what failed, why, and the remedy, because whoever reads it is starting a server, not debugging
 //! one. All of it is asked of the kernel itself: `/proc`, a trial ring, a trial bind.
 //!
-//! The checks look; only [`raise_descriptor_limit`], [`refuse_huge_pages`] and [`pin`] change
-//! something. A check that passed can still be overtaken (a port taken a moment later), so what
-//! uses the resource reports its own errors as well.
+//! The checks look; only [`raise_descriptor_limit`], [`refuse_huge_pages`], [`give_back_memory`]
+//! and [`pin`] change something. A check that passed can still be overtaken (a port taken a moment
+//! later), so what uses the resource reports its own errors as well.
 //!
 //! Never: keeps a descriptor, runs after start-up (except [`pin`], once per shard, and
-//! [`resident_bytes`], once per second).
+//! [`resident_bytes`] and [`give_back_memory`], once per second).
 
 use std::fs;
 use std::io;
@@ -32,13 +32,15 @@ pub fn check_kernel() -> Result<(), HostError> {
     if kernel_version(release).is_some_and(|version| version < KERNEL_MIN) {
         return Err(HostError::KernelTooOld { release: release.to_owned() });
     }
-    // The flags of a shard's ring, so that what is refused here is what would be refused there.
+    // The flags of a shard's ring, so that what is refused here is what would be refused there; and
+    // one enter, since a sandbox may refuse that alone.
     IoUring::<squeue::Entry>::builder()
         .setup_single_issuer()
         .setup_defer_taskrun()
         .setup_taskrun_flag()
         .setup_submit_all()
         .build(TRIAL_ENTRIES)
+        .and_then(|ring| ring.submit())
         .map(drop)
         .map_err(|error| io_uring_error(error, io_uring_disabled()))
 }
@@ -227,6 +229,18 @@ pub fn resident_bytes() -> Option<u64> {
     let statm = fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
     Some(pages * super::readings::page_bytes())
+}
+
+/// Gives memory back to the kernel that has been free for a second.
+///
+/// The allocator does so when it needs fresh pages. Who has nothing to do needs none, and would
+/// keep what a burst of large messages took: up to 256 MiB per shard, by default.
+///
+/// Cost: nothing to speak of if there is none. Other threads go on allocating meanwhile.
+pub fn give_back_memory() {
+    // SAFETY: it may be called at any time, by any thread; also where the allocator is another one,
+    // and this one has nothing.
+    unsafe { libmimalloc_sys::mi_collect(false) };
 }
 
 /// Binds and listens on `address`, exclusively.

@@ -10,6 +10,8 @@
 //! producers one load per tick instead of a system call per message. The wake-up itself is a write
 //! to an eventfd; [`super::uring`] says why, and why nobody waits for more than one message.
 //!
+//! `mailbox/model.rs` tries this in the orders in which threads may see each other's steps.
+//!
 //! Memory: `mailbox_len_max` messages per pair and kind, the only thing that grows with the
 //! square of the number of shards.
 
@@ -72,6 +74,12 @@ impl<T> Lanes<T> {
         self.incoming[from.index()].pop().ok()
     }
 
+    /// How many messages from shard `from` wait to be received.
+    #[must_use]
+    pub fn depth_from(&self, from: ShardId) -> usize {
+        self.incoming[from.index()].slots()
+    }
+
     /// How many messages wait to be received, from all together.
     #[must_use]
     pub fn depth(&self) -> usize {
@@ -117,31 +125,70 @@ impl Sleepers {
 
 /// Whether one thread sleeps, on a cache line of its own: its neighbours are written by other
 /// cores. Awake at first.
+///
+/// Generic over its flag, so that a model checker can try the orders in which threads may see each
+/// other's steps (`mailbox/model.rs`).
 #[derive(Debug, Default)]
 #[repr(align(128))]
-pub struct Sleeper(AtomicBool);
+pub struct Sleeper<F = AtomicBool>(F);
 
-impl Sleeper {
+impl<F: Flag> Sleeper<F> {
     /// The thread is about to sleep. It must look into its rings once more after this and before
     /// it sleeps.
     pub fn fall_asleep(&self) {
-        self.0.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        self.0.store(true);
+        F::fence();
     }
 
     /// The thread is awake.
     pub fn wake_up(&self) {
-        self.0.store(false, Ordering::Relaxed);
+        self.0.store(false);
     }
 
     /// After messages were pushed for the thread: whether the caller must wake it. True for one
     /// caller only, the others need not.
     #[must_use]
     pub fn must_wake(&self) -> bool {
-        fence(Ordering::SeqCst);
-        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed)
+        F::fence();
+        self.0.load() && self.0.take()
     }
 }
+
+/// The flag of a [`Sleeper`]. None of its steps orders anything but the fence.
+pub trait Flag {
+    /// Sets it.
+    fn store(&self, value: bool);
+
+    /// Looks at it.
+    fn load(&self) -> bool;
+
+    /// Takes it down; whether it was up.
+    fn take(&self) -> bool;
+
+    /// What comes before is seen by whoever comes here later, in one order for all threads.
+    fn fence();
+}
+
+impl Flag for AtomicBool {
+    fn store(&self, value: bool) {
+        self.store(value, Ordering::Relaxed);
+    }
+
+    fn load(&self) -> bool {
+        self.load(Ordering::Relaxed)
+    }
+
+    fn take(&self) -> bool {
+        self.swap(false, Ordering::Relaxed)
+    }
+
+    fn fence() {
+        fence(Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod model;
 
 #[cfg(test)]
 mod tests {

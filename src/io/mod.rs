@@ -28,6 +28,7 @@ pub mod mailbox;
 pub mod readings;
 pub mod sampler;
 pub mod socket;
+pub mod stderr;
 pub mod thread;
 pub mod uring;
 

@@ -397,7 +397,7 @@ mod tests {
                 for &address in stack {
                     backtrace::resolve(ptr::without_provenance_mut(address), |symbol| {
                         let name = symbol.name().map(|name| name.to_string());
-                        is_burn |= name.is_some_and(|name| name.contains("tests::burn"));
+                        is_burn |= name.is_some_and(|name| name.contains("burn"));
                     });
                 }
                 in_burn += if is_burn && samples.threads[*thread] == "busy" { *count } else { 0 };

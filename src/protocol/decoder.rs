@@ -487,7 +487,9 @@ const _: () = assert!(size_of::<Decoder>() <= 16, "part of every idle connection
 #[cfg(any(test, fuzzing))]
 mod harness;
 #[cfg(any(test, fuzzing))]
-pub use harness::fuzz_decoder;
+mod reference;
+#[cfg(any(test, fuzzing))]
+pub use harness::{fuzz_decoder, fuzz_stream};
 
 #[cfg(test)]
 mod tests;

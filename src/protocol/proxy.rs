@@ -76,11 +76,16 @@ fn read_v1(input: &[u8]) -> Option<Preface> {
         return (input.len() < V1_BYTES_MAX).then_some(Preface::Incomplete);
     };
     let len = end + 2;
-    let source = match v1::Header::try_from(&input[..len]).ok()?.addresses {
+    let line = &input[..len];
+    let source = match v1::Header::try_from(line).ok()?.addresses {
         v1::Addresses::Tcp4(addresses) => Some(addresses.source_address.into()),
         v1::Addresses::Tcp6(addresses) => Some(addresses.source_address.into()),
         v1::Addresses::Unknown => None,
     };
+    // The crate reads numbers as Rust does, which lets a port have a sign.
+    if source.is_some() && line.contains(&b'+') {
+        return None;
+    }
     Some(Preface::Header { source: source.map(canonical), len })
 }
 
@@ -219,6 +224,8 @@ mod tests {
             b"PROXY TCP4 198.51.100.777 203.0.113.1 56324 443\r\n",
             b"PROXY TCP4 2001:db8::7 2001:db8::1 56324 443\r\n",
             b"PROXY TCP4 198.51.100.7 203.0.113.1 56324 65536\r\n",
+            b"PROXY TCP4 198.51.100.7 203.0.113.1 56324 +443\r\n",
+            b"PROXY TCP6 2001:db8::7 2001:db8::1 +56324 443\r\n",
             b"PROXY UDP4 198.51.100.7 203.0.113.1 56324 443\r\n",
             b"PROXY  TCP4 198.51.100.7 203.0.113.1 56324 443\r\n",
             b"PROXY \r\n",

@@ -79,6 +79,8 @@ struct Home {
     backlog: VecDeque<Frames>,
     first: u64,
     backlog_bytes: u64,
+    /// The offset up to which every subscriber has got everything.
+    handed: u64,
     unflushed: bool,
     congested: bool,
 }
@@ -252,11 +254,10 @@ impl HomeTable {
         offset
     }
 
-    /// Publishes to the room called `name` and returns the offset; `None` when there is no such
-    /// room, because nobody is in it: then there is nothing to do.
-    pub fn publish_to(&mut self, name: &RoomName, message: &Message, now: Instant) -> Option<u64> {
-        let key = *self.by_name.get(name)?;
-        Some(self.publish(key, message, now))
+    /// The room called `name`; `None` when nobody is in it.
+    #[must_use]
+    pub fn find(&self, name: &RoomName) -> Option<Key> {
+        self.by_name.get(name).copied()
     }
 
     /// One past the highest slot ever used: the bound for a walk with [`HomeTable::name_at`].
@@ -310,6 +311,13 @@ impl HomeTable {
         self.run.is_some() || self.unflushed.iter().filter_map(|&key| self.rooms.get(key)).any(owes)
     }
 
+    /// Whether every shard with members has been handed what was numbered up to `offset`. A room
+    /// that has ended owes nobody anything.
+    #[must_use]
+    pub fn has_handed(&self, key: Key, offset: u64) -> bool {
+        self.rooms.get(key).is_none_or(|home| offset <= home.handed)
+    }
+
     /// Whether frames wait for room in some mailbox.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
@@ -343,6 +351,7 @@ impl Home {
             backlog: VecDeque::new(),
             first: 0,
             backlog_bytes: 0,
+            handed: 0,
             unflushed: false,
             congested: false,
         }
@@ -381,6 +390,7 @@ impl Home {
         while self.first < slowest.unwrap_or(end) {
             let frames = self.backlog.pop_front().expect("first..end is the backlog");
             self.backlog_bytes -= frames.bytes.len() as u64;
+            self.handed = frames.offset;
             self.first += 1;
         }
     }

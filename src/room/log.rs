@@ -366,7 +366,9 @@ mod tests {
         assert_eq!(log.slices.len(), 3);
         assert_eq!(log.slices[1].bytes.as_ptr(), pointer);
     }
+
     #[test]
+    #[cfg_attr(miri, ignore = "a thousand segments take minutes")]
     fn small_slices_that_stay_are_copied_out_of_their_segments() {
         for (age_s, spans) in [(None, 1), (Some(16), 250)] {
             let (mut log, start) = (RoomLog::default(), Instant::now());

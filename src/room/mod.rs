@@ -26,6 +26,7 @@ use std::time::Instant;
 
 use crate::config::{Policy, SlowConsumer};
 use crate::id::{NameSpace, RoomName, ShardId};
+use crate::planted::{Bug, planted};
 use crate::slab::{Key, Slab};
 
 pub use log::RoomLog;
@@ -102,7 +103,11 @@ impl<W> Room<W> {
 
     /// Adds a connection, from the head of the log on. Returns its index among the members.
     pub fn join(&mut self, connection: u32) -> u32 {
-        self.members.push(Member::new(connection, self.log.head())) as u32
+        let mut cursor = self.log.head();
+        if planted(Bug::CursorOffByOne) {
+            cursor = self.log.newest();
+        }
+        self.members.push(Member::new(connection, cursor)) as u32
     }
 
     /// Removes the member at `index` and tells `moved` which connections have which index now.
@@ -324,7 +329,7 @@ impl<W> RoomTable<W> {
     }
 
     /// The rooms, in no particular order.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Room<W>> {
         self.by_name.iter().flat_map(HashMap::values).filter_map(|&key| self.rooms.get(key))
     }

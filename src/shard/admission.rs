@@ -153,7 +153,7 @@ impl<I: Io> Shard<I> {
     }
 
     /// How many addresses are remembered that proxies have said.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn proxied_len(&self) -> usize {
         self.clients.proxied.len()
     }

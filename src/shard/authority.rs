@@ -74,7 +74,7 @@ impl Authority {
     }
 
     /// How many connections have a token, and how many wait for theirs to be verified.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn len(&self) -> (usize, usize) {
         (self.ends.len(), self.waiting.len())
     }

@@ -1,4 +1,4 @@
-//! Calls of the control thread to shards: each is answered, in the order in which it was made.
+//! Calls of the control thread to shards: each is answered once, in whatever order.
 //!
 //! ```text
 //!             calls, at most `len_max` without an answer
@@ -7,16 +7,14 @@
 //!             one answer for each
 //! ```
 //!
-//! One pair of lock-free rings per shard. A shard answers in the order in which it was called, so
-//! an answer needs no name: [`Calls`] keeps a ticket for each call that has none yet. It never has
-//! more of them under way to one shard than fit into a ring; so neither ring can be full when
-//! something is put into it, and a shard waits for nobody. What does not fit is
-//! [`Refused::Busy`].
+//! One pair of lock-free rings per shard. A call has a key, and its answer names it: [`Calls`]
+//! keeps a ticket for each call without an answer. It never has more of them under way to one shard
+//! than fit into a ring; so neither ring can be full when something is put into it, and a shard
+//! waits for nobody. What does not fit is [`Refused::Busy`].
 //!
 //! Waking is that of [`crate::io::mailbox`], in both directions: one wake-up for all that was
 //! called at once, and one for all that a tick has answered.
 
-use std::collections::VecDeque;
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -25,7 +23,7 @@ use rtrb::{Consumer, Producer, RingBuffer};
 
 use crate::id::ShardId;
 use crate::io::mailbox::{Sleeper, Sleepers};
-use crate::slab::Key;
+use crate::slab::{Key, Slab};
 
 /// Which part of which request an answer belongs to: whatever the caller chose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,10 +53,10 @@ pub(super) struct Calls<C, A> {
 /// The rings to and from one shard.
 #[derive(Debug)]
 struct Lane<C, A> {
-    calls: Producer<C>,
-    answers: Consumer<A>,
-    /// Of the calls without an answer, oldest first.
-    tickets: VecDeque<Ticket>,
+    calls: Producer<(Key, C)>,
+    answers: Consumer<(Key, A)>,
+    /// Of the calls without an answer.
+    tickets: Slab<Ticket>,
     /// Something was called since the last wake-up.
     rung: bool,
 }
@@ -66,8 +64,8 @@ struct Lane<C, A> {
 /// A shard's side.
 #[derive(Debug)]
 pub(super) struct Inbox<C, A> {
-    calls: Consumer<C>,
-    answers: Producer<A>,
+    calls: Consumer<(Key, C)>,
+    answers: Producer<(Key, A)>,
     caller: Arc<Sleeper>,
     /// Something was answered since the last wake-up.
     rung: bool,
@@ -86,7 +84,7 @@ impl<C, A> Calls<C, A> {
             .map(|_| {
                 let (to_shard, calls) = RingBuffer::new(len_max);
                 let (answers, from_shard) = RingBuffer::new(len_max);
-                let tickets = VecDeque::new();
+                let tickets = Slab::new();
                 let lane = Lane { calls: to_shard, answers: from_shard, tickets, rung: false };
                 (lane, Inbox { calls, answers, caller: Arc::clone(caller), rung: false })
             })
@@ -116,8 +114,8 @@ impl<C, A> Calls<C, A> {
     /// When too many calls are under way to it.
     pub(super) fn call(&mut self, shard: ShardId, call: C, ticket: Ticket) {
         let lane = &mut self.lanes[shard.index()];
-        assert!(lane.calls.push(call).is_ok(), "no more are under way than fit");
-        lane.tickets.push_back(ticket);
+        let key = lane.tickets.insert(ticket);
+        assert!(lane.calls.push((key, call)).is_ok(), "no more are under way than fit");
         lane.rung = true;
     }
 
@@ -138,12 +136,17 @@ impl<C, A> Calls<C, A> {
             // Looked at first: what the shard has answered before its end is there now.
             let has_ended = lane.answers.is_abandoned();
             fence(Ordering::Acquire);
-            while let Ok(answer) = lane.answers.pop() {
-                let ticket = lane.tickets.pop_front().expect("an answer to a call");
+            while let Ok((key, answer)) = lane.answers.pop() {
+                let ticket = lane.tickets.remove(key).expect("a call is answered once");
                 tell(ticket, Ok(answer));
             }
             if has_ended {
-                lane.tickets.drain(..).for_each(|ticket| tell(ticket, Err(Refused::Ended)));
+                for slot in 0..lane.tickets.slots() {
+                    let left = lane.tickets.key_at(slot);
+                    if let Some(ticket) = left.and_then(|key| lane.tickets.remove(key)) {
+                        tell(ticket, Err(Refused::Ended));
+                    }
+                }
             }
         }
     }
@@ -165,14 +168,14 @@ impl<C, A> Inbox<C, A> {
         !self.calls.is_empty()
     }
 
-    /// Takes the oldest call, which is to be answered before the next one.
-    pub(super) fn take(&mut self) -> Option<C> {
+    /// Takes the oldest call, with the key for its answer.
+    pub(super) fn take(&mut self) -> Option<(Key, C)> {
         self.calls.pop().ok()
     }
 
-    /// Answers the oldest call that has no answer yet.
-    pub(super) fn answer(&mut self, answer: A) {
-        assert!(self.answers.push(answer).is_ok(), "no more are under way than fit");
+    /// Answers a call that was taken and has no answer yet.
+    pub(super) fn answer(&mut self, call: Key, answer: A) {
+        assert!(self.answers.push((call, answer)).is_ok(), "no more are under way than fit");
         self.rung = true;
     }
 

@@ -132,7 +132,7 @@ impl Census {
     }
 
     /// Connections in all, and those that are counted by address.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn totals(&self) -> (usize, usize) {
         let stripes = self.0.stripes.get().map_or(&[][..], |stripes| stripes);
         let of = |stripe: &Mutex<Stripe>| {

@@ -66,6 +66,7 @@ use crate::id::ShardId;
 use crate::io::Socket;
 use crate::protocol::Decoder;
 use crate::room::Member;
+use crate::room::segment::SEGMENT_BYTES;
 use crate::slab::{Key, Slab};
 
 /// See the module documentation.
@@ -214,8 +215,8 @@ pub struct Extra {
 
 /// Messages of rooms that wait in the outbox of a connection at most.
 const GATHERED_MAX: usize = 128;
-/// The most bytes of one room that are copied to wait there.
-const GATHERED_BYTES_MAX: usize = 1024;
+/// The most bytes of one room that are copied to wait there; longer ones wait as they are.
+const GATHERED_COPIED_MAX: usize = 1024;
 
 impl Extra {
     fn is_empty(&self) -> bool {
@@ -290,17 +291,28 @@ impl Connection {
         self.poll_readable || self.poll_writable || self.receiving
     }
 
-    /// Puts messages of a room behind what is in the outbox, to leave together with it: a member of
-    /// many rooms that are all busy would otherwise be sent one message of one room per tick.
-    /// Returns false if they are not small, or if a lot waits there already. A copy, because the
-    /// messages of a room keep its segment alive.
-    pub fn gather(&mut self, messages: &[u8]) -> bool {
-        let few = self.extra.as_ref().is_none_or(|extra| extra.outbox.len() < GATHERED_MAX);
-        let gathers = few
-            && messages.len() <= GATHERED_BYTES_MAX
+    /// Puts the messages `bytes[from..]` of a room behind what is in the outbox, to leave together
+    /// with it: a member of many rooms that are all busy would otherwise be sent one message of one
+    /// room per tick. Returns false if a lot waits there already.
+    ///
+    /// Small ones are copied, because they would keep their segment alive. Large ones do so: they
+    /// wait only while no more waits there than one send takes. (Rejected: that they do not wait
+    /// there at all. While other rooms had something small for the member in every tick, a large
+    /// message never had its turn.)
+    pub fn gather(&mut self, bytes: &Bytes, from: usize) -> bool {
+        let (pieces, waiting) =
+            self.extra.as_ref().map_or((0, 0), |it| (it.outbox.len(), it.outbox.bytes()));
+        let small = bytes.len() - from <= GATHERED_COPIED_MAX;
+        let large_may = waiting < SEGMENT_BYTES;
+        let gathers = pieces < GATHERED_MAX
+            && (small || large_may)
             && matches!(self.memberships, Memberships::Many(_));
         if gathers {
-            self.extra().outbox.push_back(Bytes::copy_from_slice(messages));
+            let piece = match small {
+                true => Bytes::copy_from_slice(&bytes[from..]),
+                false => bytes.slice(from..),
+            };
+            self.extra().outbox.push_back(piece);
         }
         gathers
     }

@@ -13,7 +13,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::connection::Connection;
+use super::Shard;
+use super::connection::{Connection, Phase};
+use super::output::Reason;
+use crate::io::Io;
+use crate::planted::{Bug, planted};
+use crate::protocol::{HandshakeError, ProtocolError};
 use crate::slab::{Key, Slab};
 
 /// The width of a bucket. 2^32 of them are eight years of uptime.
@@ -143,6 +148,55 @@ impl Deadlines {
 
 const fn bucket(unit: u32) -> usize {
     unit as usize % BUCKETS
+}
+
+/// When a connection's one deadline comes, and what follows.
+impl<I: Io> Shard<I> {
+    pub(super) fn expire_deadlines(&mut self, now: Instant) {
+        if now < self.lenient_until {
+            return;
+        }
+        let mut expired = Vec::new();
+        self.deadlines.expire(now, &mut self.connections, &mut expired);
+        for key in expired {
+            let Some(connection) = self.connections.get(key) else { continue };
+            match connection.phase {
+                // Its request is complete: it is we who are late.
+                Phase::Opening if connection.waiting => self.refuse(key, HandshakeError::Busy),
+                Phase::Preface | Phase::Opening => self.refuse(key, HandshakeError::Timeout),
+                Phase::Joining => self.refuse(key, HandshakeError::Busy),
+                Phase::Open => self.expire_open(key),
+                Phase::Closing | Phase::Draining => self.retire(key, Reason::CloseTimeout),
+                Phase::Dead => {}
+            }
+        }
+    }
+
+    /// An open connection's deadline is that of its sends while its socket is full, otherwise that
+    /// of the message it has begun, otherwise that of the answer to a ping.
+    fn expire_open(&mut self, key: Key) {
+        let Some(connection) = self.connections.get(key) else { return };
+        if connection.poll_writable {
+            self.retire(key, Reason::SendTimeout);
+        } else if !connection.decoder.is_idle() {
+            self.fail(key, ProtocolError::MessageTimeout);
+        } else {
+            self.expire_ping(key);
+        }
+    }
+
+    /// The connection need not do anything by any time.
+    pub(super) fn clear_deadline(&mut self, key: Key) {
+        if !planted(Bug::DeadlineNotCleared) {
+            self.deadlines.clear(key, &mut self.connections);
+        }
+    }
+
+    /// Sets the connection's one deadline to `after` from now.
+    pub(super) fn set_deadline(&mut self, key: Key, after: Duration) {
+        let at = self.io.now() + after;
+        self.deadlines.set(key, at, &mut self.connections);
+    }
 }
 
 #[cfg(test)]

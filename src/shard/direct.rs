@@ -33,6 +33,7 @@ use super::{DIRECT_BYTES_PER_TICK, Shard};
 use crate::dialect::native::{self, ErrorCode};
 use crate::id::ShardId;
 use crate::io::Io;
+use crate::planted::{Bug, planted};
 use crate::protocol::{Opcode, encode_frame};
 use crate::slab::Key;
 
@@ -93,7 +94,7 @@ impl Users {
     }
 
     /// How many connections it knows.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
@@ -109,6 +110,9 @@ impl<I: Io> Shard<I> {
     pub(super) fn name_user(&mut self, key: Key, user_id: Option<Rc<str>>) -> Option<Rc<str>> {
         let memberships = &mut self.connections.get_mut(key)?.memberships;
         let known = memberships.name(None);
+        if user_id.is_none() && planted(Bug::NameForgotten) {
+            return None;
+        }
         let Some(new) = user_id.filter(|new| known.as_ref() != Some(new)) else { return known };
         if let Some(known) = known {
             self.users.remove(self.ends.homes.hash(&known), key.slot());

@@ -14,9 +14,12 @@
 //! `drain_timeout` is cut.
 //!
 //! *What they get.* All that was published before: a step begins with a question to the home of
-//! every room, and the answers come behind everything that was numbered before the question. So who
-//! has heard of its publish before another member is closed can rely on that one having got it.
-//! A home that does not answer within [`PATIENCE`] is behind by more than can be waited for.
+//! every room, and the answers come behind everything that was numbered before the question. Right
+//! before it closes somebody, a shard takes in all that it has been handed since; and publishes are
+//! acknowledged when every shard has been handed them. So who has heard of its publish before
+//! another member is closed can rely on that one having got it. A home that does not answer in half
+//! of `drain_timeout`, and not within [`PATIENCE`] either, is behind by more than can be waited
+//! for.
 //!
 //! A shard without connections stays as long as others have some: it may be the home of their
 //! rooms.
@@ -30,6 +33,7 @@ use super::{DRAINED_PER_TICK, Shard};
 use crate::dialect::{Endpoint, native};
 use crate::id::ShardId;
 use crate::io::{Io, Operation};
+use crate::planted::{Bug, planted};
 use crate::protocol::{CloseCode, HandshakeError};
 use crate::slab::Key;
 
@@ -44,7 +48,7 @@ const WINDOW_MIN: Duration = Duration::from_secs(1);
 const STEP: Duration = Duration::from_millis(10);
 const STEP_PER_SHARD: Duration = Duration::from_millis(1);
 
-/// How long a step waits for answers.
+/// How long a step waits for answers, at least.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How many connections per second a server closes that has so many, over all shards.
@@ -59,6 +63,8 @@ pub fn rate(drain_rate: Option<u32>, drain_timeout: Duration, connections: usize
 pub(super) struct Drain {
     /// When it ends, whoever is left.
     until: Instant,
+    /// Until then a step waits for answers, however long that takes.
+    patient_until: Instant,
     /// Connections to close per second, here.
     rate: f64,
     /// Over how long those that are closed come back.
@@ -79,8 +85,8 @@ pub(super) struct Drain {
 enum Turn {
     /// So many homes have not answered.
     Asks { left: usize, give_up_at: Instant },
-    /// Some may be closed.
-    Closes,
+    /// Some may be closed, once all is taken in that was handed over, or no later than this.
+    Closes { give_up_at: Instant },
     /// None may be closed before.
     Rests { until: Instant },
 }
@@ -116,6 +122,7 @@ impl<I: Io> Shard<I> {
         let rate = rate(self.limits.drain_rate, self.limits.drain_timeout, all);
         self.drain = Some(Drain {
             until: now + self.limits.drain_timeout,
+            patient_until: now + self.limits.drain_timeout / 2,
             rate: rate * own.max(1) as f64 / all as f64,
             window: Duration::from_secs_f64(all as f64 / rate).max(WINDOW_MIN),
             told: 0,
@@ -141,7 +148,11 @@ impl<I: Io> Shard<I> {
         match drain.turn {
             Turn::Rests { until } if now >= until && drain.next < slots => self.ask_homes(now),
             Turn::Asks { give_up_at, .. } if now >= give_up_at => self.close_some(now),
-            Turn::Closes => self.close_some(now),
+            Turn::Closes { give_up_at } => {
+                if self.take_all_deliveries() || now >= give_up_at {
+                    self.close_some(now);
+                }
+            }
             Turn::Rests { .. } | Turn::Asks { .. } => {}
         }
     }
@@ -169,7 +180,9 @@ impl<I: Io> Shard<I> {
         let Some(drain) = &mut self.drain else { return };
         drain.step += 1;
         let step = drain.step;
-        drain.turn = Turn::Asks { left: self.rung.len(), give_up_at: now + PATIENCE };
+        let patient_until = Some(drain.patient_until).filter(|_| !planted(Bug::ImpatientDrain));
+        let give_up_at = patient_until.unwrap_or(now).max(now + PATIENCE);
+        drain.turn = Turn::Asks { left: self.rung.len(), give_up_at };
         for home in (0..self.rung.len()).map(ShardId::from) {
             self.link(home, Request::Fence { step });
         }
@@ -178,12 +191,12 @@ impl<I: Io> Shard<I> {
     /// A home has answered.
     pub(super) fn handle_fence(&mut self, step: u32) {
         let Some(drain) = &mut self.drain else { return };
-        if let Turn::Asks { left, .. } = &mut drain.turn
+        if let Turn::Asks { left, give_up_at } = &mut drain.turn
             && drain.step == step
         {
             *left -= 1;
             if *left == 0 {
-                drain.turn = Turn::Closes;
+                drain.turn = Turn::Closes { give_up_at: *give_up_at };
             }
         }
     }
@@ -216,12 +229,12 @@ impl<I: Io> Shard<I> {
         let closed = keys.len() as u64;
         drain.closed += closed;
         drain.turn = if closed < allowance && drain.next < drain.told {
-            Turn::Closes
+            // The next tick goes on with the step.
+            Turn::Closes { give_up_at: now + PATIENCE }
         } else {
             let step = STEP.max(STEP_PER_SHARD * self.rung.len() as u32);
             Turn::Rests { until: drain.next_due(now).max(now + step) }
         };
-        self.metrics.drained.add(closed);
         for key in keys {
             self.close_gracefully(key, CloseCode::GOING_AWAY, "", Reason::Drain);
         }
@@ -239,7 +252,7 @@ impl<I: Io> Shard<I> {
         let slots = self.connections.slots();
         let next = match drain.turn {
             _ if drain.told < slots => now,
-            Turn::Closes => now,
+            Turn::Closes { .. } => now,
             Turn::Asks { give_up_at, .. } => give_up_at,
             Turn::Rests { until } if drain.next < slots => until,
             // Others will have closed their last ones at some time.

@@ -88,7 +88,7 @@ impl Reason {
     }
 
     /// Its place among the [`ENDINGS`]; `None` for what ends no open connection.
-    fn ending(self) -> Option<usize> {
+    pub(super) fn ending(self) -> Option<usize> {
         let others = PEER_CODES.len() + ProtocolError::ALL.len();
         match self {
             Self::PeerClosed(code) => Some(peer_code(code)),

@@ -208,7 +208,6 @@ impl<I: Io> Shard<I> {
     /// may be input that was not read yet, for whatever reason of ours; then it has as long again.
     pub(super) fn expire_ping(&mut self, key: Key) {
         if self.connections.get(key).is_some_and(|connection| connection.poll_readable) {
-            self.metrics.pong_timeouts.add(1);
             self.retire(key, Reason::PongTimeout);
         } else {
             self.set_deadline(key, self.limits.heartbeats.pong_timeout);

@@ -14,7 +14,7 @@ use tracing::warn;
 
 use super::authority::Admission;
 use super::connection::{Accept, Connection, Heard, Phase};
-use super::fanout::Joining;
+use super::membership::Joining;
 use super::output::{Reason, token};
 use super::{ACCEPT_RETRY, Accepting, REPLIES_USUAL, Shard};
 use crate::auth::Grant;
@@ -22,6 +22,7 @@ use crate::dialect::native::{self, Command, ErrorCode};
 use crate::dialect::{self, Endpoint, PAGE, PAGE_POLICY, Route};
 use crate::id::NameSpace;
 use crate::io::{Completion, Errno, Io, Operation, Socket, Token};
+use crate::planted::{Bug, planted};
 use crate::protocol::handshake;
 use crate::protocol::{
     CloseCode, Event, HandshakeError, HandshakeLimits, Method, Opcode, Payload, PayloadLimits,
@@ -82,7 +83,7 @@ impl<I: Io> Shard<I> {
     }
 
     fn handle_accepted(&mut self, listener: usize, result: Result<Socket, Errno>, more: bool) {
-        if !more {
+        if !more && !planted(Bug::AcceptNotReArmed) {
             self.accepts[listener] = Accepting::No;
         }
         match result {
@@ -199,6 +200,9 @@ impl<I: Io> Shard<I> {
         };
         connection.receiving = false;
         if connection.phase == Phase::Dead {
+            if planted(Bug::LeakedBuffer) {
+                mem::forget(result);
+            }
             return self.free_if_idle(key);
         }
         match result {
@@ -216,6 +220,7 @@ impl<I: Io> Shard<I> {
                 }
                 if more { self.queue_receive(key) } else { self.watch_input(key) }
             }
+            Err(Errno::NO_MEMORY) if planted(Bug::PollNotReArmed) => {}
             Err(errno) if errno.is_transient() => self.watch_input(key),
             Err(errno) => self.retire(key, Reason::Broken(errno)),
         }

@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::Shard;
 use super::ending::{ENDINGS, endings};
 use super::histogram::Histogram;
+use super::output::Reason;
 use crate::io::Io;
 use crate::protocol::HandshakeError;
 
@@ -110,8 +111,6 @@ pub struct ShardMetrics {
     pub sends: Counter,
     /// Sends that found the socket full.
     pub sends_short: Counter,
-    /// Connections closed because they did not keep up.
-    pub slow_consumers: Counter,
     /// Messages that slow members were not sent because they went on with the newest one: one per
     /// message and member.
     pub skipped_to_newest: Counter,
@@ -121,15 +120,11 @@ pub struct ShardMetrics {
     pub directs: Counter,
     /// Connections that were handed a direct message: one per message and connection.
     pub directs_delivered: Counter,
-    /// Connections closed because the server drains.
-    pub drained: Counter,
 
     /// Pings sent to see whether a peer is there.
     pub pings_sent: Counter,
     /// Pongs received.
     pub pongs: Counter,
-    /// Connections cut because no sign of life followed a ping.
-    pub pong_timeouts: Counter,
 
     /// The length of ticks, the sends they make included, waiting not.
     pub tick_time: Histogram,
@@ -167,15 +162,12 @@ impl Default for ShardMetrics {
             publish_time: Histogram::default(),
             sends: Counter::new(),
             sends_short: Counter::new(),
-            slow_consumers: Counter::new(),
             skipped_to_newest: Counter::new(),
             dropped_oldest: Counter::new(),
             directs: Counter::new(),
             directs_delivered: Counter::new(),
-            drained: Counter::new(),
             pings_sent: Counter::new(),
             pongs: Counter::new(),
-            pong_timeouts: Counter::new(),
             tick_time: Histogram::default(),
         }
     }
@@ -192,6 +184,28 @@ impl ShardMetrics {
     #[must_use]
     pub fn closed(&self) -> u64 {
         self.disconnects.iter().map(Counter::value).sum()
+    }
+
+    /// Connections closed because they did not keep up.
+    #[must_use]
+    pub fn slow_consumers(&self) -> u64 {
+        self.ended(Reason::SlowConsumer)
+    }
+
+    /// Connections cut because no sign of life followed a ping.
+    #[must_use]
+    pub fn pong_timeouts(&self) -> u64 {
+        self.ended(Reason::PongTimeout)
+    }
+
+    /// Connections closed because the server drains.
+    #[must_use]
+    pub fn drained(&self) -> u64 {
+        self.ended(Reason::Drain)
+    }
+
+    fn ended(&self, reason: Reason) -> u64 {
+        reason.ending().map_or(0, |ending| self.disconnects[ending].value())
     }
 
     /// Messages sent, of whatever kind.

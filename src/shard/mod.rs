@@ -21,7 +21,8 @@
 //! | [`rate`]        | so many per second                                                 |
 //! | `input`         | completions and received bytes: handshakes, messages, commands     |
 //! | `output`        | sends, short sends, and the end of connections                     |
-//! | `fanout`        | rooms: join, leave, publish, mailboxes, sweeps                     |
+//! | `membership`    | who is a member of which room: joining, leaving                    |
+//! | `fanout`        | publishing, the mailboxes between shards, sweeps                   |
 //! | [`direct`]      | from one connection to all connections of a user                   |
 //! | [`drain`]       | the end: says goodbye to everybody, at an even pace                |
 //! | `slow`          | members that do not keep up: skipping, telling, disconnecting      |
@@ -30,11 +31,13 @@
 //! | `heartbeat`     | pings, and the end of peers that have vanished                     |
 //! | `ending`        | the end of connections on record: names, close codes, the log line |
 //! | [`metrics`]     | what a shard counts; [`histogram`]: how long things take           |
+//! | `ends`          | what connects a shard to the others and to the control thread      |
 //! | [`message`]     | what shards and the control thread say to each other               |
-//! | [`calls`]       | what the control thread hands in and is answered, in order         |
+//! | [`calls`]       | what the control thread hands in, each answered once               |
 //! | [`publisher`]   | calls to publish                                                   |
 //! | [`question`]    | calls to say who is here, and to disconnect them                   |
 //! | [`thread`]      | real shards on real threads                                        |
+//! | `residue`       | what tests and fuzzers see of a shard                              |
 //!
 //! Every step is bounded (the constants below), so nothing on a shard waits for long, whatever
 //! one peer or one room does.
@@ -48,10 +51,12 @@ pub mod deadlines;
 pub mod direct;
 pub mod drain;
 mod ending;
+mod ends;
 mod fanout;
 pub(crate) mod heartbeat;
 pub mod histogram;
 mod input;
+mod membership;
 pub mod message;
 mod meter;
 pub mod metrics;
@@ -60,6 +65,8 @@ mod output;
 pub mod publisher;
 pub mod question;
 pub mod rate;
+#[cfg(any(test, fuzzing))]
+mod residue;
 mod slow;
 pub mod thread;
 
@@ -71,33 +78,33 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 
 use crate::config::Limits;
-#[cfg(test)]
-use crate::id::RoomName;
-use crate::id::{HomeHasher, ShardId};
-use crate::io::mailbox::{Lanes, Sleeper, Sleepers};
+use crate::id::ShardId;
 use crate::io::{Completion, Io, Operation, Wait};
 use crate::logging::Limiter;
-use crate::protocol::{HandshakeError, PartialBudget, ProtocolError};
+use crate::protocol::PartialBudget;
 use crate::room::home::HomeTable;
 use crate::room::segment::SEGMENT_BYTES;
 use crate::room::{RoomTable, SegmentPool};
 use crate::slab::{Key, Slab};
 
+pub use ends::{ControlEnds, Ends};
+#[cfg(any(test, fuzzing))]
+pub(crate) use residue::Residue;
+
 use admission::Clients;
 use authority::Authority;
-use census::Census;
-use connection::{Connection, Phase, Phases};
+use connection::{Connection, Phases};
 use deadlines::Deadlines;
 use direct::Users;
 use drain::Drain;
-use fanout::Waiting;
+use fanout::OwedAck;
 use heartbeat::Hand;
-use message::{Control, Delivery, Request};
+use membership::Waiting;
+use message::{Control, Request};
 use meter::Meters;
 use metrics::{Sent, ShardMetrics};
-use output::{Reason, Staged};
-use publisher::{Inlet, Publisher};
-use question::{Asked, Enquiries, Inquirer};
+use output::Staged;
+use question::Asked;
 
 /// Sends to members of rooms in one tick of a shard with a CPU of its own: some 2.5 ms of work.
 /// With 128 a delivery took 1.16 times the CPU (10,000 members, 16 messages under way, 5 pairs).
@@ -115,6 +122,9 @@ const REPLIES_PER_TICK: usize = bound(1024, 6);
 const DIRECT_BYTES_PER_TICK: usize = bound(SEGMENT_BYTES, 1);
 /// Messages taken from one mailbox in one tick.
 const MESSAGES_PER_MAILBOX: usize = bound(256, 5);
+/// Acknowledgements that wait until their publishes are with every shard: some 100 bytes each, and
+/// a look at each in every tick. With so many no more requests are taken in, as with a backlog.
+pub(crate) const ACKS_MAX: usize = bound(16_384, 3);
 /// What a question may look at in one tick: slots, members, what is listed; a close counts twice.
 const LOOKS_PER_TICK: usize = bound(1024, 5);
 /// Slots that heartbeats visit in one tick, up to the end of a stripe: at most so many pings leave
@@ -138,87 +148,14 @@ const SENDS_TIMED: usize = 64;
 const MAILBOX_RETRY: Duration = Duration::from_millis(1);
 /// How long it lets connections wait in the backlog when accepting failed for want of resources.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// A tick that comes so much later than it was due finds that the shard was stopped, or had no CPU.
+/// Then it was not the peers who were late: as long again no deadline expires, and the shard reads
+/// what they have sent meanwhile.
+const ABSENCE: Duration = Duration::from_secs(1);
 
 /// A bound on what one tick does; `in_tests` is small, so that the simulation reaches it.
 const fn bound(usual: usize, in_tests: usize) -> usize {
     if cfg!(test) { in_tests } else { usual }
-}
-
-/// What connects a shard to the others; made for all of them by [`Ends::mesh`].
-#[derive(Debug)]
-pub struct Ends {
-    /// Which one this is.
-    pub shard: ShardId,
-    requests: Lanes<Request>,
-    deliveries: Lanes<Delivery>,
-    sleepers: Sleepers,
-    homes: HomeHasher,
-    census: Census,
-    control: rtrb::Consumer<Control>,
-    inlet: Inlet,
-    enquiries: Enquiries,
-}
-
-/// The control thread's ends of all shards, see [`Ends::mesh`].
-#[derive(Debug)]
-pub struct ControlEnds {
-    /// The mailboxes for commands, by shard.
-    pub controls: Vec<rtrb::Producer<Control>>,
-    /// The queues for publishes.
-    pub publisher: Publisher,
-    /// The queues for questions.
-    pub inquirer: Inquirer,
-}
-
-/// How many commands of the control thread may wait for a shard.
-const CONTROLS_MAX: usize = 16;
-
-impl Ends {
-    /// The ends of the shards over which `homes` spreads the rooms, with mailboxes as long as
-    /// `limits` says, and those of the control thread.
-    #[must_use]
-    pub fn mesh(homes: &HomeHasher, limits: &Limits) -> (Vec<Self>, ControlEnds) {
-        let shards = homes.shards();
-        let sleepers = Sleepers::new(shards);
-        let census = Census::default();
-        let own = Arc::new(Sleeper::default());
-        let len_max = limits.publish_queue_len_max;
-        let (publisher, inlets) = Publisher::new(homes, &sleepers, Arc::clone(&own), len_max);
-        let (inquirer, enquiries) = Inquirer::new(homes, &sleepers, &own);
-        let mut controls = Vec::with_capacity(shards);
-        let ends = Lanes::mesh(shards, limits.mailbox_len_max)
-            .into_iter()
-            .zip(Lanes::mesh(shards, limits.mailbox_len_max))
-            .zip(inlets.into_iter().zip(enquiries))
-            .enumerate()
-            .map(|(index, ((requests, deliveries), (inlet, enquiries)))| {
-                let (producer, control) = rtrb::RingBuffer::new(CONTROLS_MAX);
-                controls.push(producer);
-                Self {
-                    shard: ShardId::from(index),
-                    requests,
-                    deliveries,
-                    sleepers: sleepers.clone(),
-                    homes: homes.clone(),
-                    census: census.clone(),
-                    control,
-                    inlet,
-                    enquiries,
-                }
-            })
-            .collect();
-        (ends, ControlEnds { controls, publisher, inquirer })
-    }
-
-    /// How many messages, requests and publishes the mailboxes hold.
-    fn depth(&self) -> usize {
-        self.requests.depth() + self.deliveries.depth() + self.inlet.depth()
-    }
-
-    /// Whether a mailbox for messages, requests or publishes holds any.
-    fn has_messages(&self) -> bool {
-        self.requests.has_input() || self.deliveries.has_input() || self.inlet.has_input()
-    }
 }
 
 /// Whether a shard goes on.
@@ -293,6 +230,10 @@ pub struct Shard<I: Io> {
     members: usize,
     /// When it began.
     start: Instant,
+    /// When the next tick is due at the latest; `None`: when something happens.
+    due: Option<Instant>,
+    /// Before that no deadline expires: see [`ABSENCE`].
+    lenient_until: Instant,
     /// The furthest that a sweep of this tick has still to go, in bytes.
     sweep_lag: u64,
     /// What was sent and is not counted yet.
@@ -309,6 +250,9 @@ pub struct Shard<I: Io> {
     /// Shards that drain and want to know when they have got everything from here, and which step
     /// of theirs it is for.
     fences: Vec<(ShardId, u32)>,
+    /// Acknowledgements that are owed to publishers, in the order of their publishes; at most
+    /// [`ACKS_MAX`].
+    acks: Vec<OwedAck>,
     /// The question that is being answered.
     asked: Option<Box<Asked>>,
 }
@@ -363,6 +307,8 @@ impl<I: Io> Shard<I> {
             phases: Phases::default(),
             members: 0,
             start: now,
+            due: None,
+            lenient_until: now,
             sweep_lag: 0,
             sent: Sent::default(),
             finished: Vec::new(),
@@ -371,6 +317,7 @@ impl<I: Io> Shard<I> {
             directed: 0,
             direct_lane: 0,
             fences: Vec::new(),
+            acks: Vec::new(),
             asked: None,
             io,
             ends,
@@ -399,6 +346,9 @@ impl<I: Io> Shard<I> {
         self.tick = self.tick.wrapping_add(1);
         self.congested = false;
         let now = self.io.now();
+        if self.due.is_some_and(|due| now > due + ABSENCE) {
+            self.lenient_until = now + ABSENCE;
+        }
 
         // Whatever may end a connection comes before the sends: until they are resolved, nobody may
         // leave a room.
@@ -416,6 +366,7 @@ impl<I: Io> Shard<I> {
         self.take_requests();
         self.take_publishes();
         self.flush_home();
+        self.send_acks();
         self.answer_fences();
         self.renew_policies();
         self.visit_some(now);
@@ -427,6 +378,7 @@ impl<I: Io> Shard<I> {
         self.report();
 
         if self.has_drained(now) {
+            self.answer_publishes();
             self.io.enter(Wait::No);
             return Status::Ended;
         }
@@ -438,6 +390,11 @@ impl<I: Io> Shard<I> {
     /// mailboxes once the others know that they have to wake us.
     fn enter(&mut self, now: Instant) {
         let wait = self.wait(now);
+        self.due = match wait {
+            Wait::No => Some(now),
+            Wait::Until(at) => Some(at.max(now)),
+            Wait::Forever => None,
+        };
         if wait == Wait::No {
             self.io.enter(Wait::No);
             return self.time_tick(now, self.io.now());
@@ -462,12 +419,13 @@ impl<I: Io> Shard<I> {
         let stuck = self.congested
             || !self.stalled.is_empty()
             || !self.links.is_empty()
+            || !self.acks.is_empty()
             || self.home.is_waiting();
         let times = [
             stuck.then_some(now + MAILBOX_RETRY),
             self.accept_at,
             self.next_drain(now),
-            self.deadlines.next(),
+            self.deadlines.next().map(|next| next.max(self.lenient_until)),
             self.authority.next(),
             self.next_visit(),
         ];
@@ -520,109 +478,4 @@ impl<I: Io> Shard<I> {
             self.policies_due = 0;
         }
     }
-
-    fn expire_deadlines(&mut self, now: Instant) {
-        let mut expired = Vec::new();
-        self.deadlines.expire(now, &mut self.connections, &mut expired);
-        for key in expired {
-            let Some(connection) = self.connections.get(key) else { continue };
-            match connection.phase {
-                // Its request is complete: it is we who are late.
-                Phase::Opening if connection.waiting => self.refuse(key, HandshakeError::Busy),
-                Phase::Preface | Phase::Opening => self.refuse(key, HandshakeError::Timeout),
-                Phase::Joining => self.refuse(key, HandshakeError::Busy),
-                Phase::Open => self.expire_open(key),
-                Phase::Closing | Phase::Draining => self.retire(key, Reason::CloseTimeout),
-                Phase::Dead => {}
-            }
-        }
-    }
-
-    /// What the shard holds: all zero when every peer has left and every deadline has passed.
-    #[cfg(test)]
-    pub(crate) fn residue(&self) -> Residue {
-        let members: usize = self.rooms.iter().map(|room| room.members().len()).sum();
-        assert_eq!(self.members, members, "members are counted as they are");
-        let mut phases = Phases::default();
-        let slots = 0..self.connections.slots();
-        let keys = slots.filter_map(|slot| self.connections.key_at(slot));
-        let connections = keys.filter_map(|key| self.connections.get(key));
-        connections.for_each(|connection| phases.enter(connection.phase));
-        assert_eq!(self.phases, phases, "connections are counted as they are");
-        Residue {
-            connections: self.connections.len(),
-            census: self.ends.census.totals(),
-            proxied: self.proxied_len(),
-            rooms: self.rooms.len(),
-            homes: self.home.len(),
-            log_bytes_max: self.rooms.iter().map(|room| room.log.len()).max().unwrap_or(0),
-            unflushed: usize::from(self.home.is_waiting() || self.home.is_congested()),
-            partial_bytes: self.budget.used(),
-            readable: self.readable.len(),
-            owed: self.owed.len(),
-            active: self.active.len(),
-            stalled: self.stalled.len(),
-            links: self.links.len(),
-            mail: usize::from(self.ends.has_messages() || self.is_asked()),
-            deadlines: usize::from(self.deadlines.next().is_some()),
-            users: self.users.len(),
-            tokens: self.authority.len(),
-        }
-    }
-
-    /// How many members each of its rooms has here.
-    #[cfg(test)]
-    pub(crate) fn members(&self) -> impl Iterator<Item = (&RoomName, usize)> {
-        self.rooms.iter().map(|room| (&room.name, room.members().len()))
-    }
-
-    /// An open connection's deadline is that of its sends while its socket is full, otherwise that
-    /// of the message it has begun, otherwise that of the answer to a ping.
-    fn expire_open(&mut self, key: Key) {
-        let Some(connection) = self.connections.get(key) else { return };
-        if connection.poll_writable {
-            self.retire(key, Reason::SendTimeout);
-        } else if !connection.decoder.is_idle() {
-            self.fail(key, ProtocolError::MessageTimeout);
-        } else {
-            self.expire_ping(key);
-        }
-    }
-
-    /// The connection need not do anything by any time.
-    fn clear_deadline(&mut self, key: Key) {
-        self.deadlines.clear(key, &mut self.connections);
-    }
-
-    /// Sets the connection's one deadline to `after` from now.
-    fn set_deadline(&mut self, key: Key, after: Duration) {
-        let at = self.io.now() + after;
-        self.deadlines.set(key, at, &mut self.connections);
-    }
-}
-
-/// What a shard holds, see [`Shard::residue`].
-#[cfg(test)]
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Residue {
-    pub(crate) connections: usize,
-    /// Of all shards together, in all and counted by address.
-    pub(crate) census: (usize, usize),
-    pub(crate) proxied: usize,
-    pub(crate) rooms: usize,
-    pub(crate) homes: usize,
-    /// Of the room that holds the most.
-    pub(crate) log_bytes_max: u64,
-    pub(crate) unflushed: usize,
-    pub(crate) partial_bytes: usize,
-    pub(crate) readable: usize,
-    pub(crate) owed: usize,
-    pub(crate) active: usize,
-    pub(crate) stalled: usize,
-    pub(crate) links: usize,
-    pub(crate) mail: usize,
-    pub(crate) deadlines: usize,
-    pub(crate) users: usize,
-    /// Connections with tokens, and those that wait for theirs to be verified.
-    pub(crate) tokens: (usize, usize),
 }

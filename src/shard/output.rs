@@ -10,6 +10,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::connection::Phase;
 use super::{REPLIES_PER_TICK, Shard};
 use crate::io::{Errno, Io, Operation, Shutdown, Token};
+use crate::planted::{Bug, planted};
 use crate::protocol::{CloseCode, HandshakeError, Method, ProtocolError, encode_close, handshake};
 use crate::room::segment::SEGMENT_BYTES;
 use crate::slab::Key;
@@ -286,7 +287,8 @@ impl<I: Io> Shard<I> {
         match &staged.source {
             Source::Outbox(bytes) => {
                 if taken < bytes.len() {
-                    connection.extra().outbox.push_front(bytes.slice(taken..));
+                    let from = taken + usize::from(planted(Bug::RemainderOffByOne));
+                    connection.extra().outbox.push_front(bytes.slice(from..));
                 }
             }
             &Source::Room { room, cursor, len } => self.take_back(key, room, cursor, len, taken),
@@ -323,7 +325,7 @@ impl<I: Io> Shard<I> {
         let room = self.rooms.get_mut(room).expect("a room with a member exists");
         let (next, rest) = room.log.split(cursor, taken);
         self.sent.deliveries -= room.log.messages(next..cursor + u64::from(len)) as i64;
-        room.fall_behind(index, next);
+        room.fall_behind(index, if planted(Bug::RemainderSentTwice) { cursor } else { next });
         if !rest.is_empty() {
             let rest =
                 if rest.len() <= REST_COPIED_MAX { Bytes::copy_from_slice(&rest) } else { rest };
@@ -348,7 +350,9 @@ impl<I: Io> Shard<I> {
                     }
                     _ => {}
                 }
-                self.queue(key);
+                if !planted(Bug::WritableForgotten) {
+                    self.queue(key);
+                }
                 self.resume(key);
             }
         }
@@ -388,7 +392,7 @@ impl<I: Io> Shard<I> {
             Some(connection) => connection.memberships.iter().collect(),
             None => return,
         };
-        for (room, index) in rooms {
+        for (room, index) in rooms.into_iter().filter(|_| !planted(Bug::ClosedBeforeSent)) {
             self.owe_room(key, room, index);
         }
         self.close(key, code, words, reason);
@@ -502,7 +506,9 @@ impl<I: Io> Shard<I> {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
-        connection.decoder.reset(&mut self.budget);
+        if !planted(Bug::LeakedBudget) {
+            connection.decoder.reset(&mut self.budget);
+        }
         connection.extra = None;
         if connection.is_armed() {
             // Completes what is armed. Closing alone would not even close the connection: what
@@ -518,7 +524,8 @@ impl<I: Io> Shard<I> {
         let Some(connection) = self.connections.get(key) else {
             return;
         };
-        if connection.phase == Phase::Dead && !connection.is_armed() {
+        let armed = connection.is_armed() && !planted(Bug::ClosedWhileArmed);
+        if connection.phase == Phase::Dead && !armed {
             let socket = connection.socket;
             self.authority.remove(key);
             self.forget(key, connection.admitted);

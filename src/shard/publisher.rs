@@ -1,7 +1,8 @@
 //! Publishes of the control thread: by a room's name to its home shard, offsets back.
 //!
 //! They are [`super::calls`]: a shard numbers them in the order in which they were handed in, and
-//! `publish_queue_len_max` may be under way to it. A shard whose rooms are congested leaves the
+//! answers each when all shards with members have been handed it; `publish_queue_len_max` may be
+//! under way to it. A shard whose rooms are congested leaves the
 //! publishes where they are, as it does with those of other shards, and the ring fills up.
 
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::calls::{Calls, Inbox};
+use super::fanout::{AckTo, OwedAck};
 use super::message::{self, Publish};
 use super::{MESSAGES_PER_MAILBOX, Shard};
 use crate::dialect::native;
@@ -124,16 +126,20 @@ impl<I: Io> Shard<I> {
     pub(super) fn take_publishes(&mut self) {
         let now = self.io.now();
         for _ in 0..MESSAGES_PER_MAILBOX {
-            if self.home.is_congested() {
+            if self.is_backed_up() {
                 self.congested = true;
                 return;
             }
-            let Some(Publish { room, message }) = self.ends.inlet.take() else {
+            let Some((call, Publish { room, message })) = self.ends.inlet.take() else {
                 return;
             };
-            let offset = self.home.publish_to(&room, &message, now);
-            self.metrics.published.add(u64::from(offset.is_some()));
-            self.ends.inlet.answer(offset);
+            let Some(room) = self.home.find(&room) else {
+                self.ends.inlet.answer(call, None);
+                continue;
+            };
+            let offset = self.home.publish(room, &message, now);
+            self.metrics.published.add(1);
+            self.acks.push(OwedAck { room, offset, to: AckTo::Control(call) });
         }
     }
 }

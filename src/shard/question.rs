@@ -257,6 +257,8 @@ impl Inquirer {
 /// A question, and how far its answer has come.
 #[derive(Debug)]
 pub(super) struct Asked {
+    /// The key for the answer.
+    call: Key,
     question: Question,
     /// The next slot, or place in a list, to look at.
     next: u32,
@@ -271,7 +273,7 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    fn new(question: Question) -> Self {
+    fn new(call: Key, question: Question) -> Self {
         let (next, limit) = match question {
             Question::Rooms { from, .. } | Question::Sizes { from } => (from, 0),
             Question::Members { from, .. } => (from, 0),
@@ -279,6 +281,7 @@ impl Asked {
             _ => (0, 0),
         };
         Self {
+            call,
             question,
             next,
             rooms: Vec::new(),
@@ -349,12 +352,13 @@ impl<I: Io> Shard<I> {
     pub(super) fn answer_some(&mut self) {
         let mut looks = LOOKS_PER_TICK;
         while looks > 0 {
-            let next = || self.ends.enquiries.take().map(|it| Box::new(Asked::new(it)));
+            let next =
+                || self.ends.enquiries.take().map(|(call, it)| Box::new(Asked::new(call, it)));
             let Some(mut asked) = self.asked.take().or_else(next) else { return };
             // So that a queue of small questions is bounded, too.
             looks -= 1;
             match self.look(&mut asked, &mut looks) {
-                Some(answer) => self.ends.enquiries.answer(answer),
+                Some(answer) => self.ends.enquiries.answer(asked.call, answer),
                 None => self.asked = Some(asked),
             }
         }

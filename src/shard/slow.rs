@@ -17,6 +17,7 @@ use crate::config::SlowConsumer;
 use crate::dialect::Endpoint;
 use crate::dialect::native;
 use crate::io::Io;
+use crate::planted::{Bug, planted};
 use crate::protocol::{CloseCode, Opcode, encode_frame};
 use crate::slab::Key;
 
@@ -52,7 +53,6 @@ impl<I: Io> Shard<I> {
 
     /// Closes a connection that is too slow for one of its rooms.
     pub(super) fn close_slow(&mut self, key: Key) {
-        self.metrics.slow_consumers.add(1);
         let words = "slow consumer: further behind than its room allows";
         self.close(key, CloseCode::TRY_AGAIN_LATER, words, Reason::SlowConsumer);
     }
@@ -65,6 +65,7 @@ impl<I: Io> Shard<I> {
         let native = |it: &Connection| it.endpoint == Endpoint::Native;
         let mut notice = BytesMut::new();
         if !skipped.is_empty()
+            && !planted(Bug::SkippedSilently)
             && self.connections.get(key).is_some_and(native)
             && let Some(room) = self.rooms.get(room_key)
         {

@@ -283,13 +283,13 @@ impl Shards {
             published = total(|m| m.published.value()),
             sends = total(|m| m.sends.value()),
             sends_short = total(|m| m.sends_short.value()),
-            slow_consumers = total(|m| m.slow_consumers.value()),
+            slow_consumers = total(ShardMetrics::slow_consumers),
             skipped_to_newest = total(|m| m.skipped_to_newest.value()),
             dropped_oldest = total(|m| m.dropped_oldest.value()),
             pings_sent = total(|m| m.pings_sent.value()),
             pongs = total(|m| m.pongs.value()),
-            pong_timeouts = total(|m| m.pong_timeouts.value()),
-            drained = total(|m| m.drained.value()),
+            pong_timeouts = total(ShardMetrics::pong_timeouts),
+            drained = total(ShardMetrics::drained),
             cut,
             "drained"
         );

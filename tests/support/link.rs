@@ -1,12 +1,12 @@
-//! A link that can be cut: two networks of the test's own with a cable between them.
+//! A link that can be bad: two networks of the test's own with a [`Cable`] between them.
 //!
-//! Both are network namespaces without a name, joined by a pair of virtual Ethernet devices. They
-//! live as long as a thread or a descriptor of this process holds them, so nothing is left behind,
-//! not even when the process is killed, and no other network of the host is touched.
+//! Both are network namespaces without a name. They live as long as a thread or a descriptor of this
+//! process holds them, and their devices as long as the cable, so nothing is left behind, not even
+//! when the process is killed, and no other network of the host is touched.
 
 use std::{
     fs::File,
-    io::{Error, ErrorKind, Write},
+    io::{Error, ErrorKind},
     net::{Ipv4Addr, SocketAddr},
     os::fd::AsRawFd,
     panic::resume_unwind,
@@ -14,7 +14,10 @@ use std::{
     thread,
 };
 
-use super::free_port;
+use super::{
+    cable::{Cable, Quality, plug},
+    free_port, skipped,
+};
 
 /// This end of the link and the other one; addresses for benchmarks (RFC 2544), seen by nobody.
 const NEAR: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
@@ -24,24 +27,21 @@ const FAR: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 2);
 pub struct Link {
     /// The network at the other end.
     far: File,
+    cable: Cable,
 }
 
 /// Runs `test` on a thread whose network is a new one, with a link to another.
 ///
 /// Where this process may not make networks, or the host has no `ip` or no such devices, the test
-/// is left out, and stderr says so: libtest would keep what `eprintln!` says to itself.
+/// is left out, and stderr says so.
 pub fn beside_link(test: impl FnOnce(&Link) + Send) {
-    let name = thread::current().name().unwrap_or("a test").to_owned();
-    thread::scope(|scope| {
-        let run = scope.spawn(|| match Link::lay() {
-            Ok(link) => test(&link),
-            Err(why) => {
-                writeln!(std::io::stderr(), "SKIPPED {name}: no networks to test with: {why}")
-                    .expect("stderr takes a line");
-            }
-        });
-        run.join().unwrap_or_else(|panic| resume_unwind(panic));
+    let laid = thread::scope(|scope| {
+        let run = scope.spawn(|| Link::lay().map(|link| test(&link)));
+        run.join().unwrap_or_else(|panic| resume_unwind(panic))
     });
+    if let Err(why) = laid {
+        skipped(&format!("no networks to test with: {why}"));
+    }
 }
 
 impl Link {
@@ -56,10 +56,10 @@ impl Link {
             far.join().unwrap_or_else(|panic| resume_unwind(panic))
         })?;
         unshare_network()?;
-        let link = Link { far };
-        let path = format!("/proc/{}/fd/{}", std::process::id(), link.far.as_raw_fd());
+        let plug = |name| plug(name).map_err(|error| format!("a device of /dev/net/tun: {error}"));
+        let ends = [plug("near")?, beyond(&far, || plug("far"))?];
+        let link = Link { far, cable: Cable::between(ends) };
         ip("link set lo up")?;
-        ip(&format!("link add near type veth peer name far netns {path}"))?;
         ip(&format!("address add {NEAR}/30 dev near"))?;
         ip("link set near up")?;
         link.beyond(|| ip(&format!("address add {FAR}/30 dev far")))?;
@@ -74,19 +74,35 @@ impl Link {
 
     /// Runs `body` at the other end; the sockets that it opens stay there.
     pub fn beyond<T: Send>(&self, body: impl FnOnce() -> T + Send) -> T {
-        thread::scope(|scope| {
-            let run = scope.spawn(|| {
-                enter_network(&self.far);
-                body()
-            });
-            run.join().unwrap_or_else(|panic| resume_unwind(panic))
-        })
+        beyond(&self.far, body)
     }
 
-    /// Cuts it, at the other end: from now on whatever is sent is lost, and nobody is told.
-    pub fn cut(&self) {
-        self.beyond(|| ip("link set far down")).expect("a link can be cut");
+    /// Changes what becomes of packets from now on.
+    pub fn set_quality(&self, quality: Quality) {
+        self.cable.set_quality(quality);
     }
+
+    /// Cuts it: from now on whatever is sent is lost, and nobody is told.
+    pub fn cut(&self) {
+        self.set_quality(Quality::CUT);
+    }
+
+    /// From now on no packet is longer than so many bytes (68 at least, RFC 791).
+    pub fn set_mtu(&self, bytes: u32) {
+        ip(&format!("link set near mtu {bytes}")).expect("a device has an MTU");
+        self.beyond(|| ip(&format!("link set far mtu {bytes}"))).expect("a device has an MTU");
+    }
+}
+
+/// Runs `body` on a thread whose network is `network`.
+fn beyond<T: Send>(network: &File, body: impl FnOnce() -> T + Send) -> T {
+    thread::scope(|scope| {
+        let run = scope.spawn(|| {
+            enter_network(network);
+            body()
+        });
+        run.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
 }
 
 /// Runs `ip` in the network of this thread.

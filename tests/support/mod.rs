@@ -11,17 +11,24 @@
 #![allow(dead_code, reason = "each test binary uses its own part of the helpers")]
 #![allow(unused_imports, reason = "each test binary uses its own part of the helpers")]
 
+mod cable;
 mod client;
 mod link;
 mod server;
 mod wire;
 
-use std::time::{Duration, Instant};
+use std::{
+    io::Write,
+    time::{Duration, Instant},
+};
 
+pub use cable::Quality;
 pub use client::{Broadcast, Client, Reply};
 pub use link::{Link, beside_link};
-pub use server::{Finished, Server, fanwire, free_port, run};
-pub use wire::{Frame, Response, Wire, close_frame, frame, head_of, masked, upgrade_request};
+pub use server::{Finished, Server, fanwire, free_port, run, wrapped};
+pub use wire::{
+    Frame, Response, Wire, close_frame, error_code, frame, head_of, masked, upgrade_request,
+};
 
 /// How long anything may take that must happen.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -33,6 +40,15 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "still waiting after {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Says on stderr that the running test is left out, and why: libtest would keep what `eprintln!`
+/// says to itself.
+pub fn skipped(why: &str) {
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
+    // In one piece, whatever others write.
+    let line = format!("SKIPPED {name}: {why}\n");
+    std::io::stderr().write_all(line.as_bytes()).expect("stderr takes a line");
 }
 
 /// Runs `check` and, when it panics, puts the name of the table row in front of the failure.

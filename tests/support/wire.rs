@@ -8,6 +8,8 @@ use std::{
     net::{Shutdown, SocketAddr, TcpStream},
 };
 
+use serde_json::Value;
+
 use super::PATIENCE;
 
 /// The masking key of every frame made here. Any key would do; this one is RFC 6455 §5.7's.
@@ -31,6 +33,12 @@ pub struct Response {
     pub body: Vec<u8>,
 }
 
+/// The code of an answer of the admin interface that must be an error with a message.
+pub fn error_code(answer: &Value) -> &str {
+    assert!(answer["error"]["message"].as_str().is_some_and(|text| text.len() > 10), "{answer}");
+    answer["error"]["code"].as_str().expect("an error has a code")
+}
+
 impl Response {
     /// The value of a field that may be there once; names in lower case.
     pub fn field(&self, name: &str) -> Option<&str> {
@@ -38,6 +46,13 @@ impl Response {
         let value = values.next().map(|(_, value)| value.as_str());
         assert!(values.next().is_none(), "the field {name} is there twice: {self:?}");
         value
+    }
+
+    /// The body as JSON.
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| {
+            panic!("{error} in {:?}", String::from_utf8_lossy(&self.body));
+        })
     }
 }
 

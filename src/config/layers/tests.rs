@@ -4,7 +4,7 @@ use std::time::Duration;
 use tempfile::NamedTempFile;
 
 use super::*;
-use crate::config::{Admin, Auto, LogFormat};
+use crate::config::{Auto, LogFormat, Switch};
 
 fn load(flags: &[&str], variables: &[(&str, &str)]) -> Result<Loaded, ConfigError> {
     let args = ["fanwire", "config"].iter().chain(flags).map(OsString::from);
@@ -57,7 +57,7 @@ fn a_list_replaces_the_list_below_it() {
 fn every_plain_kind_of_value_can_be_overridden_back() {
     let file = file("shards = 0x10\nadmin = \"off\"\necho = true\nlog_format = \"json\"");
     let settings = load(&["--config", path(&file)], &[]).unwrap().settings;
-    assert_eq!((settings.shards, settings.admin), (Auto::Set(16), Admin::Off));
+    assert_eq!((settings.shards, settings.admin), (Auto::Set(16), Switch::Off));
     assert_eq!((settings.echo, settings.log_format), (true, LogFormat::Json));
     let flags = "--shards auto --admin 127.0.0.1:8081 --echo=false --log-format text";
     let flags: Vec<_> = ["--config", path(&file)].into_iter().chain(flags.split(' ')).collect();

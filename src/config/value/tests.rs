@@ -73,9 +73,9 @@ fn addresses() {
     for text in ["", "127.0.0.1", ":8080", "8080", "localhost:80", "::1:80", "1.2.3.4:65536"] {
         assert_eq!(address(text, ""), Err(NotAnAddress), "{text:?}");
     }
-    assert_eq!(admin("off", ""), Ok(Admin::Off));
-    assert_eq!(admin("[::1]:1", ""), Ok(Admin::At("[::1]:1".parse().unwrap())));
-    assert_eq!(admin("none", ""), Err(NotAnAddress));
+    assert_eq!(address_or_off("off", ""), Ok(Switch::Off));
+    assert_eq!(address_or_off("[::1]:1", ""), Ok(Switch::On("[::1]:1".parse().unwrap())));
+    assert_eq!(address_or_off("none", ""), Err(NotAnAddress));
 }
 
 #[test]

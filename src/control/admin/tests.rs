@@ -5,7 +5,7 @@ use axum::http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use monoio::{LegacyDriver, RuntimeBuilder};
 
 use super::*;
-use crate::config::{ConfigError, KeyFile, Limits, Loaded, LogFormat, LogLevel};
+use crate::config::{ConfigError, Limits, Loaded, LogFormat, LogLevel, Switch};
 use crate::control::api::Health;
 use crate::control::desk::Desk;
 use crate::control::keys::Keys;
@@ -28,7 +28,7 @@ fn api(publish_queue_len_max: usize) -> (Api, Vec<Ends>) {
         load,
         loaded: load().unwrap(),
         log: logging::start(LogFormat::Text, LogLevel::Error),
-        keys: Keys::read(&KeyFile::Off).unwrap(),
+        keys: Keys::read(&Switch::Off).unwrap(),
         controls: Controls::new(control.controls, bells.clone()),
         shards: 1,
         limits: live.clone(),

@@ -141,6 +141,7 @@ fn violations() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "ten thousands of decodings take minutes")]
 fn the_size_limit_is_inclusive() {
     check(&frame(FIN, Binary, [1; MAX]), vec![message(Binary, [1; MAX])], None);
     check(
@@ -156,7 +157,6 @@ fn the_size_limit_is_inclusive() {
     );
 }
 
-/// Autobahn 6.4: neither the frame nor the message is complete, the text is already wrong.
 /// The largest frame that is allowed, and one byte more; in a message as long as ever.
 #[test]
 fn frames_have_a_limit_of_their_own() {
@@ -179,6 +179,7 @@ fn frames_have_a_limit_of_their_own() {
     assert_eq!(decode(&frame(FIN, Binary, [1; MAX + 1])), Err(MessageTooBig));
 }
 
+/// Autobahn 6.4: neither the frame nor the message is complete, the text is already wrong.
 #[test]
 fn bad_text_is_refused_with_the_chunk_that_shows_it() {
     let good = "κόσμε".as_bytes();
@@ -257,6 +258,7 @@ fn a_header_alone_takes_no_memory_for_what_it_claims() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "ten thousands of decodings take minutes")]
 fn many_small_fragments_grow_by_doubling() {
     let max = 1 << 20;
     let mut budget = PartialBudget::new(max);

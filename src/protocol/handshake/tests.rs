@@ -282,6 +282,7 @@ fn frames_behind_the_request_are_left() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "long heads, byte by byte, take minutes")]
 fn limits() {
     let head = request("");
     let at = |handshake_bytes_max| HandshakeLimits { handshake_bytes_max, ..LIMITS };

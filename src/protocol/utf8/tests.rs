@@ -57,6 +57,7 @@ fn an_incomplete_character_is_no_end() {
 
 /// Every lead byte with every second byte, and a third from each class.
 #[test]
+#[cfg_attr(miri, ignore = "half a million sequences take minutes")]
 fn agrees_with_the_standard_library_on_short_sequences() {
     for lead in 0..=0xFF {
         for second in 0..=0xFF {

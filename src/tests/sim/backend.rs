@@ -11,7 +11,7 @@ use rand::RngExt;
 use super::check::{Checker, Room};
 use super::net::Net;
 use super::peer::{ROOM_NAMES, padding, pick};
-use super::world::Plan;
+use super::plan::Plan;
 use crate::dialect::publish::{Content, Publication};
 use crate::id::ShardId;
 use crate::shard::publisher::{Publisher, Refused, Ticket};

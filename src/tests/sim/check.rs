@@ -73,6 +73,8 @@ pub(super) struct Checker {
     pub(super) told: u64,
     /// Members that were closed by a drain with all they were owed.
     pub(super) farewells: u64,
+    /// Connections that were cut although their peers did all they should.
+    pub(super) overdue: u64,
     /// Joins that found no seat.
     pub(super) rooms_full: u64,
     pub(super) directs: Directs,

@@ -102,7 +102,6 @@ impl World {
                 }
             }
             self.peers.iter_mut().for_each(|peer| peer.answer(&mut net));
-            net.refresh();
             if !net.is_due(0) {
                 let next = net.next_time(0).expect("it will visit somebody");
                 net.clock = next.min(self.talk_at).min(end);
@@ -113,7 +112,6 @@ impl World {
     fn tick(&mut self) {
         self.net.borrow_mut().begin_tick(0);
         self.shard.tick();
-        self.net.borrow_mut().refresh();
     }
 }
 

@@ -1,0 +1,5 @@
+//! Runs the target of that name of `src/fuzz`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fanwire::fuzz::publish(data));
