@@ -3,18 +3,22 @@
 //! A position counts bytes since the room came to this shard; a member's cursor is a position at
 //! the start of a frame. The log keeps everything from the slowest cursor, or from the floor that
 //! the room's policy sets ([`super::policy`]), to the head. It knows the offset of every frame, and
-//! when the first frame of a slice was numbered at the room's home.
+//! when it was numbered at the room's home.
 //!
 //! Frames arrive in slices, a slice per publish or per burst. Before a sweep carries several small
-//! slices to all members, [`RoomLog::coalesce`] copies them once into one, so that every member
-//! costs one send. That one copy per sweep replaces one system call per slice and *member*.
+//! slices to many members, [`RoomLog::coalesce`] copies them once into one, so that every member
+//! costs one send. That copy replaces one system call per slice and *member*.
 //!
-//! Invariant: slices are contiguous in position, none is empty, each starts at a frame.
+//! When frames came is kept apart from the slices, because slices are cut and copied together as
+//! the sweep goes round, and ages are not.
+//!
+//! Invariant: slices are contiguous in position, none is empty, each starts at a frame; the first
+//! time is that of the first slice or older.
 //! Never: looks into a frame, except at its header to find its end.
 
-use std::collections::VecDeque;
+use std::collections::{VecDeque, vec_deque};
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -25,6 +29,8 @@ use crate::protocol::frame;
 #[derive(Debug, Default)]
 pub struct RoomLog {
     slices: VecDeque<Slice>,
+    /// When what lies from a position on was numbered, as far as the next of them.
+    times: VecDeque<(u64, Instant)>,
     head: u64,
     offset: u64,
 }
@@ -34,8 +40,6 @@ struct Slice {
     start: u64,
     /// Offset of its first frame.
     offset: u64,
-    /// When its first frame was numbered.
-    at: Instant,
     bytes: Bytes,
 }
 
@@ -94,11 +98,32 @@ impl RoomLog {
     /// offset `offset`.
     pub fn append(&mut self, bytes: Bytes, offset: u64, at: Instant) {
         if !bytes.is_empty() {
-            let slice = Slice { start: self.head, offset: self.offset + 1, at, bytes };
+            let slice = Slice { start: self.head, offset: self.offset + 1, bytes };
+            self.times.push_back((slice.start, at));
             self.head = slice.end();
             self.offset = offset;
             self.slices.push_back(slice);
+            if self.times.len() > TIMES_MAX {
+                self.thin();
+            }
         }
+    }
+
+    /// Forgets times that are close to the one before: what came then counts as old as that. An age
+    /// is off by less than a hundredth of the oldest then.
+    fn thin(&mut self) {
+        let (Some(&(_, first)), Some(&(_, last))) = (self.times.front(), self.times.back()) else {
+            return;
+        };
+        let apart = (last - first) * 2 / TIMES_MAX as u32;
+        let mut before = None::<Instant>;
+        self.times.retain(|&(_, at)| {
+            let stays = before.is_none_or(|before| at - before > apart);
+            if stays {
+                before = Some(at);
+            }
+            stays
+        });
     }
 
     /// What lies at `cursor`: a slice and where in it the cursor is. `None` at the head.
@@ -185,19 +210,20 @@ impl RoomLog {
         }
     }
 
-    /// When what lies at `position` was numbered; `None` at the head. Cost: as
-    /// [`RoomLog::since`].
+    /// When what lies at `position` was numbered; `None` at the head, and for what was trimmed.
+    /// Cost: as [`RoomLog::since`].
     #[must_use]
     pub fn time_at(&self, position: u64) -> Option<Instant> {
-        self.slice_at(position).map(|slice| slice.at)
+        let behind = self.times.partition_point(|&(start, _)| start <= position);
+        let (_, at) = self.times.get(behind.checked_sub(1)?)?;
+        (position < self.head).then_some(*at)
     }
 
-    /// Where what was numbered at `time` or later begins. Frames that were coalesced count as old
-    /// as the oldest of them.
+    /// Where what was numbered at `time` or later begins. Cost: a binary search.
     #[must_use]
     pub fn since(&self, time: Instant) -> u64 {
-        let index = self.slices.partition_point(|slice| slice.at < time);
-        self.slices.get(index).map_or(self.head, |slice| slice.start)
+        let index = self.times.partition_point(|&(_, at)| at < time);
+        self.times.get(index).map_or(self.head, |&(start, _)| start)
     }
 
     fn slice_at(&self, position: u64) -> Option<&Slice> {
@@ -206,81 +232,101 @@ impl RoomLog {
     }
 
     /// After a send from `cursor` that took `taken` bytes: the start of the next whole frame, and
-    /// the rest of the frame that was cut, empty if the send ended between two frames.
+    /// the rest of the frame that was cut, empty if the send ended between two frames. Slices may
+    /// have been cut and copied together since then.
     ///
-    /// Cost: reads one header per frame sent; for short sends only.
-    ///
-    /// # Panics
-    /// When there is nothing at `cursor`, or less than `taken`.
+    /// Cost: as [`RoomLog::offset_at`]; for short sends only.
     #[must_use]
     pub fn split(&self, cursor: u64, taken: usize) -> (u64, Bytes) {
-        let (bytes, from) = self.at(cursor).expect("what was sent is still in the log");
-        let mut end = from;
-        while end < from + taken {
-            end += frame::frame_len(&bytes[end..]).expect("the log holds whole frames");
-        }
-        (cursor + (end - from) as u64, bytes.slice(from + taken..end))
+        let cut = cursor + taken as u64;
+        let next = self.frame_from(cut);
+        let rest = self.slice_at(cut).map(|slice| {
+            slice.bytes.slice((cut - slice.start) as usize..(next - slice.start) as usize)
+        });
+        (next, rest.unwrap_or_default())
     }
 
-    /// Makes one slice of the small ones that lie from `from` on, as far as a segment goes.
+    /// Makes one slice of the small ones that lie from `from` on, the start of a frame, as far as
+    /// one segment goes. Cost: copies no more than a segment.
     pub fn coalesce(&mut self, from: u64, segments: &mut SegmentPool) {
-        let first = self.slices.partition_point(|slice| slice.start < from);
-        self.merge(first, Duration::MAX, |run, total| {
-            let segment = segments.open(total);
-            run.iter().for_each(|slice| segment.put_slice(&slice.bytes));
-            segments.cut()
-        });
+        let first = self.cut_at(from);
+        let count = self.run_at(first);
+        if count > 1 {
+            self.merge(first, count, |run, total| {
+                let segment = segments.open(total);
+                run.for_each(|slice| segment.put_slice(&slice.bytes));
+                segments.cut()
+            });
+        }
     }
 
     /// Copies small slices that have stayed into memory of their own, if there are many: each keeps
     /// a whole segment alive, of which it may be a hundredth. What is kept for members that are
     /// behind so takes little more memory than it has bytes.
     ///
-    /// Frames that are `age_max / 8` apart stay apart, so that ages keep their meaning. Cost: at
-    /// most one segment is copied per [`SMALL_SLICES_MAX`] that were appended.
-    pub fn compact(&mut self, age_max: Option<Duration>) {
+    /// Cost: at most one segment is copied per [`SMALL_SLICES_MAX`] that were appended.
+    pub fn compact(&mut self) {
         let segments = self.len() as usize / SEGMENT_BYTES;
-        if self.slices.len() > SMALL_SLICES_MAX + 2 * segments {
-            let span_max = age_max.map_or(Duration::MAX, |age_max| age_max / 8);
-            self.merge(0, span_max, |run, total| {
-                let mut own = BytesMut::with_capacity(total);
-                run.iter().for_each(|slice| own.put_slice(&slice.bytes));
-                own.freeze()
-            });
+        if self.slices.len() <= SMALL_SLICES_MAX + 2 * segments {
+            return;
+        }
+        let mut first = 0;
+        while first < self.slices.len() {
+            let count = self.run_at(first);
+            if count > 1 {
+                self.merge(first, count, |run, total| {
+                    let mut own = BytesMut::with_capacity(total);
+                    run.for_each(|slice| own.put_slice(&slice.bytes));
+                    own.freeze()
+                });
+            }
+            first += 1;
         }
     }
 
-    /// Makes one slice of each run of slices, from the one at `first` on, that came within
-    /// `span_max` and fit into a segment; `copy` copies a run of so many bytes.
+    /// Makes `position`, the start of a frame, the start of a slice, if anything could be copied
+    /// together with what lies there. Returns the index of the first slice that begins there or
+    /// later. Shares memory, copies nothing.
+    fn cut_at(&mut self, position: u64) -> usize {
+        let index = self.slices.partition_point(|slice| slice.end() <= position);
+        let next_len = self.slices.get(index + 1).map(|next| next.bytes.len());
+        match self.slices.get(index) {
+            Some(slice) if slice.start < position => {
+                let rest = slice.end() - position;
+                if next_len.is_some_and(|next| rest as usize + next <= SEGMENT_BYTES) {
+                    let offset = self.offset_at(position);
+                    let slice = &mut self.slices[index];
+                    let bytes = slice.bytes.split_off((position - slice.start) as usize);
+                    self.slices.insert(index + 1, Slice { start: position, offset, bytes });
+                }
+                index + 1
+            }
+            _ => index,
+        }
+    }
+
+    /// How many slices from the one at `first` on fit into a segment together.
+    fn run_at(&self, first: usize) -> usize {
+        let mut len = 0;
+        let fits = |slice: &&Slice| {
+            len += slice.bytes.len();
+            len <= SEGMENT_BYTES
+        };
+        self.slices.range(first.min(self.slices.len())..).take_while(fits).count()
+    }
+
+    /// Makes one slice of `count` from the one at `first` on; `copy` copies so many bytes.
     fn merge(
         &mut self,
         first: usize,
-        span_max: Duration,
-        mut copy: impl FnMut(&[Slice], usize) -> Bytes,
+        count: usize,
+        copy: impl FnOnce(vec_deque::Iter<'_, Slice>, usize) -> Bytes,
     ) {
-        if self.slices.len() - first < 2 {
-            return;
-        }
-        let tail: Vec<Slice> = self.slices.drain(first..).collect();
-        let mut rest = tail.as_slice();
-        while let Some(&Slice { start, offset, at, ref bytes }) = rest.first() {
-            let mut len = 0;
-            let count = rest
-                .iter()
-                .take_while(|slice| {
-                    len += slice.bytes.len();
-                    len <= SEGMENT_BYTES && slice.at - at <= span_max
-                })
-                .count();
-            let (run, behind) = rest.split_at(count.max(1));
-            let bytes = if run.len() == 1 {
-                bytes.clone()
-            } else {
-                copy(run, run.iter().map(|slice| slice.bytes.len()).sum())
-            };
-            self.slices.push_back(Slice { start, offset, at, bytes });
-            rest = behind;
-        }
+        let run = self.slices.range(first..first + count);
+        let total = run.clone().map(|slice| slice.bytes.len()).sum();
+        let bytes = copy(run, total);
+        self.slices.drain(first + 1..first + count);
+        self.slices[first].bytes = bytes;
     }
 
     /// Forgets the slices that lie wholly before `position`.
@@ -288,8 +334,13 @@ impl RoomLog {
         while self.slices.front().is_some_and(|slice| slice.end() <= position) {
             self.slices.pop_front();
         }
-        if self.slices.is_empty() && self.slices.capacity() > SLICES_KEPT {
+        let kept = self.slices.front().map_or(self.head, |slice| slice.start);
+        while self.times.get(1).map_or(kept == self.head, |&(next, _)| next <= kept)
+            && self.times.pop_front().is_some()
+        {}
+        if self.slices.is_empty() {
             self.slices.shrink_to(SLICES_KEPT);
+            self.times.shrink_to(SLICES_KEPT);
         }
     }
 }
@@ -297,11 +348,16 @@ impl RoomLog {
 /// Slices, beyond those that are large, that are kept without being copied together.
 const SMALL_SLICES_MAX: usize = 16;
 
-/// Places for slices that a quiet room keeps.
+/// Times that are kept before those that are close to each other are forgotten.
+const TIMES_MAX: usize = 256;
+
+/// Places for slices and times that a quiet room keeps.
 const SLICES_KEPT: usize = 8;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::protocol::frame::{Opcode, encode_frame};
 
@@ -351,6 +407,10 @@ mod tests {
             let (cursor, bytes) = log.split(0, taken);
             assert_eq!((cursor, bytes.len()), (next, rest), "after {taken} bytes");
         }
+        // A sweep may have cut the slice since then.
+        log.append(frames(&["j"]), 4, Instant::now());
+        log.coalesce(5, &mut SegmentPool::new());
+        assert_eq!(log.split(0, 8), (12, frames(&["defgh"]).slice(3..)));
         assert_eq!(log.split(5, 3), (12, log.at(0).expect("frames").0.slice(8..12)));
     }
 
@@ -363,6 +423,7 @@ mod tests {
         let now = Instant::now();
         (1..).zip(slices).for_each(|(offset, slice)| log.append(slice, offset, now));
         log.coalesce(0, &mut SegmentPool::new());
+        log.coalesce(log.slices[2].start, &mut SegmentPool::new());
         assert_eq!(log.slices.len(), 3);
         assert_eq!(log.slices[1].bytes.as_ptr(), pointer);
     }
@@ -370,31 +431,55 @@ mod tests {
     #[test]
     #[cfg_attr(miri, ignore = "a thousand segments take minutes")]
     fn small_slices_that_stay_are_copied_out_of_their_segments() {
-        for (age_s, spans) in [(None, 1), (Some(16), 250)] {
-            let (mut log, start) = (RoomLog::default(), Instant::now());
-            let (mut whole, mut starts, mut lent) = (Vec::new(), vec![0], Vec::new());
-            for offset in 1..=1000 {
-                starts.push(whole.len() as u64);
-                let frame = frames(&["a", "bb", "ccc"][..1 + offset as usize % 3]);
-                whole.extend_from_slice(&frame);
-                // Each in a segment of its own, as in a room that is quiet among busy ones.
-                let segment = Bytes::from([&frame[..], &[0; SEGMENT_BYTES]].concat());
-                lent.push(segment.clone());
-                let at = start + Duration::from_millis(500) * offset;
-                log.append(segment.slice(..frame.len()), u64::from(offset), at);
-                log.compact(age_s.map(Duration::from_secs));
-            }
-            assert_eq!(log.from(0).collect::<Vec<_>>().concat(), whole);
-            let slices_max = SMALL_SLICES_MAX + spans + 4 * whole.len() / SEGMENT_BYTES;
-            assert!(log.slices.len() <= slices_max, "{} slices", log.slices.len());
-            let pinned = lent.iter().filter(|segment| !segment.is_unique()).count();
-            assert!(pinned <= SMALL_SLICES_MAX + spans, "{pinned} segments are kept");
-            for second in [0, 100, 250, 490].into_iter().filter(|_| age_s.is_some()) {
-                // Within an eighth of the age.
-                let since = log.since(start + Duration::from_secs(second as u64));
-                assert!((starts[2 * second]..=starts[2 * second + 5]).contains(&since));
-            }
+        let (mut log, start) = (RoomLog::default(), Instant::now());
+        let (mut whole, mut starts, mut lent) = (Vec::new(), vec![0], Vec::new());
+        for offset in 1..=1000_u32 {
+            starts.push(whole.len() as u64);
+            let frame = frames(&["a", "bb", "ccc"][..1 + offset as usize % 3]);
+            whole.extend_from_slice(&frame);
+            // Each in a segment of its own, as in a room that is quiet among busy ones.
+            let segment = Bytes::from([&frame[..], &[0; SEGMENT_BYTES]].concat());
+            lent.push(segment.clone());
+            let at = start + Duration::from_millis(500) * offset;
+            log.append(segment.slice(..frame.len()), u64::from(offset), at);
+            log.compact();
         }
+        assert_eq!(log.from(0).collect::<Vec<_>>().concat(), whole);
+        let slices_max = SMALL_SLICES_MAX + 1 + 4 * whole.len() / SEGMENT_BYTES;
+        assert!(log.slices.len() <= slices_max, "{} slices", log.slices.len());
+        let pinned = lent.iter().filter(|segment| !segment.is_unique()).count();
+        assert!(pinned <= SMALL_SLICES_MAX + 1, "{pinned} segments are kept");
+        assert!(log.times.len() <= TIMES_MAX);
+        for second in [0, 100, 250, 490] {
+            // Within a hundredth of all: five seconds.
+            let since = log.since(start + Duration::from_secs(second as u64));
+            assert!((starts[2 * second]..=starts[2 * second + 10]).contains(&since));
+        }
+        log.trim(starts[500]);
+        assert!(log.time_at(starts[500]).is_some_and(|at| at <= start + Duration::from_secs(250)));
+        log.trim(log.head());
+        assert!(log.times.is_empty());
+    }
+
+    #[test]
+    fn coalesces_from_the_middle_of_a_slice() {
+        let mut log = RoomLog::default();
+        let (first, second) = (frames(&["a", "bb", "ccc"]), frames(&["dddd"]));
+        let whole = [&first[..], &second[..]].concat();
+        log.append(first, 3, Instant::now());
+        log.append(second, 4, Instant::now());
+        log.coalesce(3, &mut SegmentPool::new());
+        for (cursor, offset) in [(0, 1), (3, 2), (7, 3), (12, 4)] {
+            let end = if cursor < 3 { 3 } else { whole.len() };
+            let (bytes, from) = log.at(cursor).expect("before the head");
+            assert_eq!(bytes[from..], whole[cursor as usize..end], "at {cursor}");
+            assert_eq!((log.offset_at(cursor), log.position_of(offset)), (offset, cursor));
+        }
+        // What does not fit into a segment stays where it is.
+        log.append(frames(&["x".repeat(SEGMENT_BYTES).as_str()]), 5, Instant::now());
+        log.coalesce(7, &mut SegmentPool::new());
+        let (bytes, from) = log.at(7).expect("before the head");
+        assert_eq!(bytes[from..], whole[7..]);
     }
 
     /// Against the plain list of all frames: where each begins, its offset, when it came.
@@ -435,11 +520,13 @@ mod tests {
             assert_eq!(log.since(start + Duration::from_secs(second)), model[index].0);
         }
         assert_eq!(log.since(start + Duration::from_secs(4)), log.head());
-        // The third and the fourth slice become one, as old as the third.
+        // The third and the fourth slice become one, and are as old as they were.
         log.coalesce(model[3].0, &mut SegmentPool::new());
         check(&log, 0);
+        assert_eq!(log.slices.len(), 3);
         assert_eq!(log.since(start + Duration::from_secs(2)), model[3].0);
-        assert_eq!(log.since(start + Duration::from_secs(3)), log.head());
+        assert_eq!(log.since(start + Duration::from_secs(3)), model[6].0);
+        assert_eq!(log.time_at(model[5].0), Some(start + Duration::from_secs(2)));
         log.trim(model[3].0);
         check(&log, model[3].0);
     }

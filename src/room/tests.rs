@@ -365,3 +365,28 @@ fn frames_in(mut bytes: &[u8]) -> u64 {
     }
     count
 }
+
+#[test]
+fn what_comes_in_the_middle_of_a_round_is_with_everybody_a_round_later() {
+    let policy = Policy {
+        slow_consumer: SlowConsumer::Disconnect,
+        high_water_mark: 1 << 40,
+        age_max: None,
+    };
+    let mut world = World::new(policy);
+    for _ in 0..10 {
+        world.play(&Step::Join);
+    }
+    // While a message comes with every step, whoever is visited gets all of them in one send.
+    let mut sends = 0;
+    for _ in 0..50 {
+        world.play(&Step::Publish { bytes: 20, count: 1 });
+        sends += world.sweep(2, None);
+        let newest = world.frames.len() as u64;
+        let behind = world.due.values().map(|due| newest + 1 - due).max();
+        assert!(behind <= Some(5), "{behind:?} messages wait for ten members");
+    }
+    assert_eq!(sends, 100);
+    world.settle();
+    assert_eq!(world.room.lag(), 0);
+}

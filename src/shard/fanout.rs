@@ -359,7 +359,8 @@ impl<I: Io> Shard<I> {
             let Some(room_key) = self.active.pop_front() else {
                 break;
             };
-            budget -= self.sweep_room(room_key, budget.min(per_room), &mut too_slow);
+            let cost = self.sweep_room(room_key, budget.min(per_room), &mut too_slow);
+            budget = budget.saturating_sub(cost);
             let Some(room) = self.rooms.get_mut(room_key) else {
                 continue;
             };
@@ -377,7 +378,7 @@ impl<I: Io> Shard<I> {
         self.close_too_slow(too_slow);
     }
 
-    /// Returns how many sends it made.
+    /// Returns what it took of `budget`: see [`Sweep::advance`](crate::room::Sweep::advance).
     fn sweep_room(&mut self, room_key: Key, budget: usize, too_slow: &mut Vec<u32>) -> usize {
         let now = self.io.now();
         let Self { rooms, connections, io, staged, segments, tick, owed, sent, .. } = self;
@@ -411,6 +412,6 @@ impl<I: Io> Shard<I> {
         self.sent.deliveries += delivered.messages as i64;
         self.metrics.sends.add(delivered.sends as u64);
         self.finished.extend(delivered.finished);
-        delivered.sends
+        delivered.cost
     }
 }
