@@ -73,6 +73,10 @@ pub trait Io {
     /// Stages one operation. Enters the kernel only when the submission queue is full.
     fn submit(&mut self, operation: Operation<'_>);
 
+    /// Says that more is about to come: before the next [`Io::enter`] sleeps it may look out for it
+    /// for some microseconds. A hint: it changes nothing but how soon that is taken in.
+    fn look_out(&mut self) {}
+
     /// Hands everything staged to the kernel and waits as `wait` says.
     fn enter(&mut self, wait: Wait);
 

@@ -188,6 +188,10 @@ pub struct Shard<I: Io> {
 
     /// Sends to members of rooms in one tick.
     sends_per_tick: usize,
+    /// No other shard shares its CPU.
+    has_cpu: bool,
+    /// Connections that had come in and were opened by the last tick.
+    comers: u64,
     /// Counts turns; marks who has been sent something in this one.
     tick: u32,
     completions: Vec<Completion<I::Lease>>,
@@ -288,6 +292,8 @@ impl<I: Io> Shard<I> {
             segments: SegmentPool::new(),
             budget: PartialBudget::new(limits.partial_bytes_max),
             sends_per_tick: SENDS_PER_TICK,
+            has_cpu: true,
+            comers: 0,
             tick: 0,
             completions: Vec::with_capacity(COMPLETIONS_USUAL),
             staged: Vec::new(),
@@ -332,6 +338,7 @@ impl<I: Io> Shard<I> {
     /// This shard is one of `shards` on its CPU: its ticks are shorter, so that all of them have
     /// their turns often enough.
     pub fn share_cpu(&mut self, shards: usize) {
+        self.has_cpu = shards <= 1;
         self.sends_per_tick = match shards {
             0..=3 => SENDS_PER_TICK / shards.max(1),
             4..=7 => SENDS_PER_TURN,
@@ -400,8 +407,18 @@ impl<I: Io> Shard<I> {
             return self.time_tick(now, self.io.now());
         }
         self.time_tick(now, self.io.clock());
+        self.expect_more();
         self.ends.sleepers.fall_asleep(self.ends.shard);
         self.io.enter(if self.has_mail() { Wait::No } else { wait });
+    }
+
+    /// Where connections have come in or were opened in this tick, more follow: not even the
+    /// requests of all of them are there yet.
+    fn expect_more(&mut self) {
+        let comers = self.metrics.accepted.value() + self.metrics.opened.value();
+        if mem::replace(&mut self.comers, comers) != comers && self.has_cpu {
+            self.io.look_out();
+        }
     }
 
     fn wait(&self, now: Instant) -> Wait {
