@@ -24,12 +24,12 @@ section 'Documentation'
 RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
 
 section 'Dependencies'
-# Licences, bans and sources are held in every `cargo test`, too (src/tests/supply.rs).
+# Licences, bans, second versions and sources are held in every `cargo test`, too (src/tests/supply.rs).
 if ! command -v cargo-deny >/dev/null; then
   echo 'SKIPPED: cargo-deny is not installed (cargo install --locked cargo-deny; it takes minutes)'
 else
   deny=(cargo deny --locked --workspace --log-level error)
-  "${deny[@]}" check licenses bans sources
+  "${deny[@]}" check --deny unmatched-skip licenses bans sources
   if "${deny[@]}" fetch db 2>/dev/null; then
     "${deny[@]}" check --disable-fetch advisories
   else
