@@ -3,11 +3,11 @@
 //!
 //! | File           | The fault                                                              |
 //! |----------------|------------------------------------------------------------------------|
+//! | [`cpu`]        | a process that is stopped for ten seconds, a core that others keep busy |
 //! | [`network`]    | loss, delay, reordering, duplicates, a link cut for a while, tiny MTU  |
 //! | [`peers`]      | slow handshakes and frames by the dozen, floods of connections         |
 //! | [`resources`]  | no descriptors; a disk or a pipe for the log that is full              |
 //! | [`memory`]     | less memory than peers want                                            |
-//! | [`time`]       | a process that is stopped for ten seconds, a core that others keep busy |
 //! | [`refusal`]    | a sandbox or a sysctl that refuses io_uring                            |
 //!
 //! [`promises`] is what all of them check with. Whatever a test makes (networks, mounts, control
@@ -17,13 +17,13 @@
 #[path = "../support/mod.rs"]
 pub mod support;
 
+mod cpu;
 mod memory;
 mod network;
 mod peers;
 mod promises;
 mod refusal;
 mod resources;
-mod time;
 
 use support::{Server, fanwire, free_port, wrapped};
 
