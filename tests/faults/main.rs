@@ -3,9 +3,9 @@
 //!
 //! | File           | The fault                                                              |
 //! |----------------|------------------------------------------------------------------------|
-//! | [`cpu`]        | a process that is stopped for ten seconds, a core that others keep busy |
+//! | [`cpu`]        | a process that is stopped for ten seconds; a core that others keep busy |
 //! | [`network`]    | loss, delay, reordering, duplicates, a link cut for a while, tiny MTU  |
-//! | [`peers`]      | slow handshakes and frames by the dozen, floods of connections         |
+//! | [`peers`]      | slow handshakes and frames by the dozen, floods that pass or hold on     |
 //! | [`resources`]  | no descriptors; a disk or a pipe for the log that is full              |
 //! | [`memory`]     | less memory than peers want                                            |
 //! | [`refusal`]    | a sandbox or a sysctl that refuses io_uring                            |
@@ -25,12 +25,18 @@ mod promises;
 mod refusal;
 mod resources;
 
+use promises::POLICY;
 use support::{Server, fanwire, free_port, wrapped};
+
+/// Starts the server with what the rooms of [`promises`] need.
+fn serve(flags: &[&str]) -> Server {
+    Server::start(&[&[POLICY], flags].concat())
+}
 
 /// Starts the server on free ports through `wrapper`, a command that runs the command behind it.
 fn serve_through(wrapper: &[&str], flags: &[&str]) -> Server {
     let [listen, admin] = [free_port(), free_port()].map(|port| ([127, 0, 0, 1], port).into());
     let mut command = fanwire(&["serve", "--listen", &format!("{listen}")]);
-    command.args(["--admin", &format!("{admin}")]).args(flags);
+    command.args(["--admin", &format!("{admin}"), POLICY]).args(flags);
     Server::spawn(wrapped(wrapper, command), listen, Some(admin))
 }
