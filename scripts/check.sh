@@ -3,9 +3,9 @@
 #
 # usage: scripts/check.sh
 #
-# Runs cargo fmt --check, cargo clippy --all-targets and cargo doc, and where they are installed
-# cargo-deny over the dependencies and shellcheck over the scripts. Changes nothing; `cargo fmt`
-# mends what the first one finds.
+# Runs cargo fmt --check, cargo clippy --all-targets, cargo check over the programs of fuzz/, cargo
+# doc, and where they are installed cargo-deny over the dependencies and shellcheck over the scripts.
+# Changes nothing; `cargo fmt` mends what the first one finds.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
@@ -18,6 +18,11 @@ cargo fmt --all --check
 
 section 'Clippy'
 cargo clippy --locked --workspace --all-targets -- -D warnings
+
+section 'Fuzz programs'
+# Only fuzzers build them. To check them, the fuzzer's own library, in C++, is not needed.
+CUSTOM_LIBFUZZER_PATH=/left-out/libfuzzer.a RUSTFLAGS='--cfg fuzzing -D warnings' \
+  cargo check --locked --manifest-path fuzz/Cargo.toml --target-dir "$target/fuzz/check"
 
 section 'Documentation'
 # With private items: the module heads are the map of the inside, and link into it.
