@@ -3,9 +3,9 @@
 #
 # usage: scripts/check.sh
 #
-# Runs cargo fmt --check, cargo clippy --all-targets and cargo doc, and where they are installed
-# cargo-deny over the dependencies and shellcheck over the scripts. Changes nothing; `cargo fmt`
-# mends what the first one finds.
+# Runs cargo fmt --check, cargo clippy --all-targets, cargo check over the programs of fuzz/, cargo
+# doc, and where they are installed cargo-deny over the dependencies and shellcheck over the scripts.
+# Changes nothing; `cargo fmt` mends what the first one finds.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
@@ -19,17 +19,22 @@ cargo fmt --all --check
 section 'Clippy'
 cargo clippy --locked --workspace --all-targets -- -D warnings
 
+section 'Fuzz programs'
+# Only fuzzers build them. To check them, the fuzzer's own library, in C++, is not needed.
+CUSTOM_LIBFUZZER_PATH=/left-out/libfuzzer.a RUSTFLAGS='--cfg fuzzing -D warnings' \
+  cargo check --locked --manifest-path fuzz/Cargo.toml --target-dir "$target/fuzz/check"
+
 section 'Documentation'
 # With private items: the module heads are the map of the inside, and link into it.
 RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --document-private-items
 
 section 'Dependencies'
-# Licences, bans and sources are held in every `cargo test`, too (src/tests/supply.rs).
+# Licences, bans, second versions and sources are held in every `cargo test`, too (src/tests/supply.rs).
 if ! command -v cargo-deny >/dev/null; then
   echo 'SKIPPED: cargo-deny is not installed (cargo install --locked cargo-deny; it takes minutes)'
 else
   deny=(cargo deny --locked --workspace --log-level error)
-  "${deny[@]}" check licenses bans sources
+  "${deny[@]}" check --deny unmatched-skip licenses bans sources
   if "${deny[@]}" fetch db 2>/dev/null; then
     "${deny[@]}" check --disable-fetch advisories
   else

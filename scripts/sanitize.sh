@@ -9,13 +9,14 @@
 #             heap. Leaks are reported when a server ends by itself. Needs the nightly toolchain, or
 #             takes the usual one and lets it have nightly's options.
 #   miri      interprets the unit and property tests of protocol, dialect, room, slab, pattern and
-#             the mailboxes between threads. Needs the component miri of the nightly toolchain; says
-#             SKIPPED without it.
+#             the mailboxes between threads. Needs the component miri of the nightly toolchain
+#             (rustup toolchain install nightly --component miri,rust-src).
 #
 # On two cores a quarter of an hour for address, most of it for builds, which stay in the target
 # folder; for miri half an hour. Tests that would take it minutes each say so, and are left out.
 #
-# Exit code: 0 nothing was found; 1 something was; 2 not a command line of this script.
+# Exit code: 0 nothing was found; 1 something was; 2 not a command line of this script; 3 nothing was
+# found, but not all of it was run: the last line says what was not, and why.
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
@@ -53,7 +54,7 @@ address() {
 miri() {
   section 'Miri: pure parts'
   if [[ -z $nightly ]] || ! cargo +nightly miri --version >/dev/null 2>&1; then
-    echo 'SKIPPED: no Miri; rustup toolchain install nightly --component miri,rust-src'
+    not_run='miri, since the nightly toolchain or its component miri is missing'
     return
   fi
   # Few cases of each property: it is a hundred times slower than the processor.
@@ -62,8 +63,12 @@ miri() {
     io::mailbox::tests --skip any_bytes || failed+=(miri)
 }
 
-failed=()
+failed=() not_run=''
 [[ $what == miri ]] || address
 [[ $what == address ]] || miri
 ((${#failed[@]} == 0)) || die "failed: ${failed[*]}"
+if [[ -n $not_run ]]; then
+  section "NOT RUN: $not_run"
+  exit 3
+fi
 section 'Nothing found'

@@ -10,7 +10,8 @@
 # commit's (scripts/perf-guard.sh). Stops at the first failure. On Debian and its kin it installs
 # Chromium, Node.js, Python's venv, valgrind, iproute2 and curl where they are missing, as root or
 # through sudo; elsewhere install them first. Rust is expected to be there. Some tests make networks,
-# mounts or control groups of their own: where they may not (not as root, say) they say SKIPPED.
+# mounts or control groups of their own. Where a process may do that, none of them may be left out
+# (FANWIRE_NO_SKIP); where it may not (not as root, say) they say SKIPPED, and the end says how many.
 #
 # FANWIRE_CHROMIUM      the browser (default /usr/bin/chromium)
 # FANWIRE_SCREENSHOTS   a directory where the browser tests leave their screenshots
@@ -23,6 +24,32 @@ cd "$root"
 SECONDS=0
 # Nothing here is built twice, so what would make that faster only costs time.
 export CARGO_INCREMENTAL=0
+
+# missing: what this host does not let tests make, a line each.
+missing() {
+  unshare --net ip tuntap add dev probe mode tun 2>/dev/null || echo 'networks with devices of /dev/net/tun'
+  unshare --mount mount -t tmpfs none /mnt 2>/dev/null || echo 'mounts'
+  memory_group || echo 'control groups with a limit of memory'
+}
+
+# memory_group: whether there can be one, where tests/faults/memory.rs would make it.
+memory_group() {
+  local parent limit=memory.limit_in_bytes group
+  parent=$(sed -nE 's/^[0-9]+:([^:]*,)?memory(,[^:]*)?:(.*)/\/sys\/fs\/cgroup\/memory\3/p' /proc/self/cgroup)
+  if [[ -z $parent ]]; then
+    limit=memory.max
+    parent=/sys/fs/cgroup$(sed -n 's/^0:://p' /proc/self/cgroup)
+    until grep -qw memory "$parent/cgroup.subtree_control" 2>/dev/null; do
+      [[ $parent != / ]] || return 1
+      parent=$(dirname -- "$parent")
+    done
+  fi
+  group=$parent/fanwire-probe-$$
+  mkdir -- "$group" 2>/dev/null || return 1
+  [[ -w $group/$limit ]] || limit=''
+  rmdir -- "$group"
+  [[ -n $limit ]]
+}
 
 section 'What the tests need'
 command -v cargo >/dev/null || die 'cargo is missing: install Rust 1.88 or newer first'
@@ -41,6 +68,12 @@ if ((${#packages[@]})); then
 fi
 node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)' || die "Node.js 20 or newer is needed, this is $(node --version)"
 (cd tests/browser && npm ci --ignore-scripts --no-audit --no-fund)
+lacks=$(missing)
+if [[ -z $lacks ]]; then
+  export FANWIRE_NO_SKIP=1
+else
+  printf 'No test can make: %s\n' "${lacks//$'\n'/, }"
+fi
 
 scripts/check.sh
 
@@ -67,7 +100,9 @@ set +m
 trap 'kill -- "-$counting" 2>/dev/null || true' EXIT
 
 section 'Unit, property, simulation and end-to-end tests'
-"${tests[@]}"
+tested=$target/tests.log
+"${tests[@]}" 2>&1 | tee "$tested"
+left_out=$(grep -c 'SKIPPED ' "$tested" || true)
 
 section 'Simulation of more seeds'
 # As many behind the usual ones as that brings, the same in every run.
@@ -95,4 +130,5 @@ scripts/conformance.sh
 section '50,000 connections'
 scripts/million.sh --connections 50000 --hold 5 --ping-interval 10
 
+((left_out == 0)) || echo "$left_out of the end-to-end tests LEFT OUT: this host does not let them run (SKIPPED, above)"
 section "All passed in $((SECONDS / 60)) min $((SECONDS % 60)) s"

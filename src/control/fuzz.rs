@@ -27,7 +27,7 @@ use super::questions::Questions;
 use super::reload::{Reloader, SharedReloader};
 use crate::config::{ConfigError, Limits, Loaded, LogFormat, LogLevel, Switch};
 use crate::dialect::is_json;
-use crate::fuzz::connection::{Path, Room, Said, Transcript, User};
+use crate::fuzz::connection::{Path, Room, Rules, Said, Transcript, User};
 use crate::fuzz::wire::{Client, Wires};
 use crate::io::uring::Bells;
 use crate::logging::{self, Threshold};
@@ -36,26 +36,56 @@ use crate::shard::thread::{Controls, Observed};
 /// Requests, with a line `%%` between them: the first line is method and target, then come fields,
 /// then, behind an empty line, the body. What HTTP wants beside that is added.
 ///
+/// Two bytes that are in no text may stand before them: with [`LOCKED`] a key is wanted, and behind
+/// [`RAW`] comes what is sent byte for byte.
+///
 /// # Panics
-/// When a request is not answered, or with something that is no answer, or a member of a room is
-/// sent something else than messages in order.
+/// When a request is not answered, or with something that is no answer, a member of a room is sent
+/// something else than messages in order, or anything by somebody who has not the key.
 pub fn fuzz_admin(data: &[u8]) {
-    let Ok(text) = std::str::from_utf8(data) else { return };
-    // A profile takes its time: seconds. Where a request ends is said here, and nowhere else.
-    let named = text.to_ascii_lowercase();
-    let left_out = ["/debug/profile", "\r", "content-length", "transfer-encoding"];
-    if left_out.iter().any(|what| named.contains(what)) {
+    let (is_locked, data) = strip(data, LOCKED);
+    let (is_raw, data) = strip(data, RAW);
+    // A profile takes its time: seconds.
+    let holds = |what: &[u8]| data.windows(what.len()).any(|it| it.eq_ignore_ascii_case(what));
+    if holds(b"/debug/profile") {
         return;
     }
-    let asked: Vec<&str> = text.split("\n%%\n").take(REQUESTS_MAX).collect();
-    let requests: Vec<u8> = asked.iter().flat_map(|request| write(request)).collect();
-    let mut server = Server::new();
+    let mut asked = None;
+    let requests = if is_raw {
+        data.to_vec()
+    } else {
+        let Ok(text) = std::str::from_utf8(data) else { return };
+        // Where a request ends is said here, and nowhere else.
+        if ["\r", "content-length", "transfer-encoding"].iter().any(|what| holds(what.as_bytes())) {
+            return;
+        }
+        let requests: Vec<&str> = text.split("\n%%\n").take(REQUESTS_MAX).collect();
+        asked.insert(requests).iter().flat_map(|request| write(request)).collect()
+    };
+    let mut server = Server::new(is_locked);
+    let heard = server.heard();
     let answers = server.answer(&requests);
-    check_answers(&answers, &asked);
-    for (member, path) in server.members {
-        let (received, _) = server.wires.received(member);
-        Transcript::read(&received, &path);
+    check_answers(&answers, asked.as_deref(), &requests, is_locked);
+    if is_locked && !holds(KEY.trim_ascii().as_bytes()) {
+        assert!(server.heard() == heard, "who has no key is heard by members");
     }
+    for ((_, path), received) in server.members.iter().zip(server.heard()) {
+        Transcript::read(&received, path, Rules::default());
+    }
+}
+
+/// Stands before requests to a server that wants a key: [`KEY`].
+const LOCKED: u8 = 0xfe;
+/// Stands before what is sent as it is.
+const RAW: u8 = 0xff;
+
+/// What is in the file with keys.
+const KEY: &str = include_str!("../../tests/keys/secret");
+const KEY_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/keys/secret");
+
+/// Whether `data` begins with `first`, and what is behind it.
+fn strip(data: &[u8], first: u8) -> (bool, &[u8]) {
+    data.strip_prefix(&[first]).map_or((false, data), |rest| (true, rest))
 }
 
 const REQUESTS_MAX: usize = 8;
@@ -92,7 +122,7 @@ struct Server {
 }
 
 impl Server {
-    fn new() -> Self {
+    fn new(is_locked: bool) -> Self {
         static LIMITS: LazyLock<Limits> = LazyLock::new(|| Limits {
             publish_bytes_max: 4096,
             ws_message_bytes_max: 300,
@@ -113,12 +143,14 @@ impl Server {
             (member, path)
         });
         let mut join = BytesMut::new();
-        Said::Join(Room::Lobby, Some(User::Alice)).put(&mut join);
+        Said::Join(Room::Lobby, Some(User::Alice)).put("", &mut join);
         wires.send(members[0].0, &join, usize::MAX);
         wires.settle();
         let (bells, _) = Bells::new(2).expect("descriptors");
         let limits = LiveLimits::new(LIMITS.clone());
-        let keys = Keys::read(&Switch::Off).expect("no keys");
+        let load = if is_locked { load_locked } else { load };
+        let file = if is_locked { Switch::On(KEY_FILE.into()) } else { Switch::Off };
+        let keys = Keys::read(&file).expect("there is a key, if there must be");
         let reloader = SharedReloader::new(Reloader {
             load,
             loaded: load().expect("the defaults are valid"),
@@ -140,6 +172,11 @@ impl Server {
         };
         let guard = Guard::new(keys, ([127, 0, 0, 1], 8081).into());
         Self { wires, members, api, guard }
+    }
+
+    /// Everything that each member was sent so far.
+    fn heard(&self) -> [Vec<u8>; 2] {
+        [0, 1].map(|member| self.wires.received(self.members[member].0).0)
     }
 
     /// What is sent back for `requests`, after which their sender sends nothing more.
@@ -189,6 +226,10 @@ fn load() -> Result<Loaded, ConfigError> {
     crate::config::load(["fanwire", "serve"].map(Into::into), [])
 }
 
+fn load_locked() -> Result<Loaded, ConfigError> {
+    crate::config::load(["fanwire", "serve", "--admin-key-file", KEY_FILE].map(Into::into), [])
+}
+
 /// Sends what the socket takes, and half-closes it behind the last byte.
 fn write_some(client: &mut StdUnixStream, bytes: &[u8]) -> usize {
     if bytes.is_empty() {
@@ -211,10 +252,13 @@ fn read_some(client: &mut StdUnixStream, answers: &mut Vec<u8>) {
     }
 }
 
-/// Whether `answers` are well-formed, and no more than the requests.
-fn check_answers(answers: &[u8], asked: &[&str]) {
+/// Checks that `answers` are well-formed, and where it is known what was `asked`, no more than that
+/// and as such a request is answered.
+fn check_answers(answers: &[u8], asked: Option<&[&str]>, requests: &[u8], is_locked: bool) {
     let mut rest = answers;
-    let mut asked = asked.iter();
+    let mut all_asked = asked.map(|asked| asked.iter());
+    // An answer to HEAD has the length of a body that does not come.
+    let may_be_head = asked.is_none() && requests.windows(4).any(|bytes| bytes == b"HEAD");
     while !rest.is_empty() {
         let mut fields = [httparse::EMPTY_HEADER; 32];
         let mut response = httparse::Response::new(&mut fields);
@@ -226,30 +270,35 @@ fn check_answers(answers: &[u8], asked: &[&str]) {
         if status == 100 {
             continue;
         }
-        let asked = asked.next().expect("as many answers as requests");
+        let asked = all_asked.as_mut().map(|it| *it.next().expect("as many answers as requests"));
+        assert!(STATUSES.contains(&status) || status == 401 && is_locked, "{status} for {asked:?}");
         let field = |name: &str| {
             let field = response.headers.iter().find(|field| field.name.eq_ignore_ascii_case(name));
             field.map(|field| String::from_utf8_lossy(field.value).into_owned())
         };
+        assert!(status != 200 || field("content-type").is_some(), "{asked:?}");
+        if may_be_head {
+            return;
+        }
         let length = field("content-length").map_or(0, |length| length.parse().expect("a number"));
-        let (body, behind) = match asked.starts_with("HEAD ") {
+        let (body, behind) = match asked.is_some_and(|asked| asked.starts_with("HEAD ")) {
             true => (&[][..], rest),
             false => rest.split_at_checked(length).expect("a whole body"),
         };
         rest = behind;
-        assert!(STATUSES.contains(&status), "{status} for {asked}");
-        assert!(status != 200 || field("content-type").is_some(), "{asked}");
-        if field("content-type").as_deref() == Some("application/json") && !body.is_empty() {
-            let body: Value = serde_json::from_slice(body).expect("JSON");
-            if status >= 400 && !asked.contains("/ready") && !asked.contains("/batch") {
-                let error = &body["error"];
-                assert!(error["code"].is_string() && error["message"].is_string(), "{body}");
-                let sent = asked.split_once("\n\n").map_or("", |(_, body)| body);
-                assert!(error["code"] != "invalid_json" || !is_json(sent.as_bytes()), "{asked}");
-            }
+        if field("content-type").as_deref() != Some("application/json") || body.is_empty() {
+            continue;
+        }
+        let body: Value = serde_json::from_slice(body).expect("JSON");
+        let Some(asked) = asked else { continue };
+        if status >= 400 && !asked.contains("/ready") && !asked.contains("/batch") {
+            let error = &body["error"];
+            assert!(error["code"].is_string() && error["message"].is_string(), "{body}");
+            let sent = asked.split_once("\n\n").map_or("", |(_, body)| body);
+            assert!(error["code"] != "invalid_json" || !is_json(sent.as_bytes()), "{asked}");
         }
     }
 }
 
-/// What a server in health answers.
+/// What a server in health answers to who may ask.
 const STATUSES: [u16; 13] = [200, 400, 403, 404, 405, 413, 414, 415, 417, 421, 422, 429, 431];

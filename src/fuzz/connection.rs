@@ -1,24 +1,35 @@
 //! Clients of every dialect at shards without a kernel: whatever they send, what they are sent is
-//! well-formed and in order, and when they have gone nothing is left of them.
+//! well-formed and in order, and when they have gone nothing is left of them. The first byte of the
+//! input says how the server is set up: see [`Setting`].
 
 use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use arbitrary::{Arbitrary, Unstructured};
 use bytes::BytesMut;
 use serde_json::{Value, json};
 
+use super::token::sign;
 use super::wire::{Client, Wires};
-use crate::config::Limits;
+use crate::auth::{Expected, Verifier};
+use crate::config::{
+    Limits, Policies, Policy, ProxyProtocol, SlowConsumer, TrustedProxies, TrustedProxy,
+};
 use crate::protocol::{FrameHeader, Opcode, parse_close, unmask};
 use crate::shard::Residue;
 
 /// What happens, in order.
 #[derive(Debug, Arbitrary)]
 struct Script {
-    two_shards: bool,
+    setting: Setting,
     steps: Vec<Step>,
 }
+
+/// How the server is set up: in bit 0 whether it has two shards, in bits 1 and 2 the policy of its
+/// rooms, in bit 3 whether it wants tokens, in bits 4 and 5 the PROXY protocol.
+#[derive(Debug, Clone, Copy, Arbitrary)]
+struct Setting(u8);
 
 #[derive(Debug, Arbitrary)]
 enum Step {
@@ -122,23 +133,25 @@ impl Script {
 
     /// What each client was sent. With `piece`, all clients' bytes are cut into so many.
     fn play(&self, piece: Option<usize>) -> Vec<Transcript> {
-        let limits = limits();
-        let (mut wires, _control) = Wires::new(1 + usize::from(self.two_shards), &limits);
+        let shards = self.setting.shards();
+        let (mut wires, _control) = Wires::new(shards, &self.setting.limits());
         let mut clients: Vec<(Client, &Opening)> = Vec::new();
         for step in self.steps.iter().take(STEPS_MAX) {
             let of = |number: &u8| clients.get(usize::from(*number) % clients.len().max(1));
             match step {
                 Step::Connect(opening) => {
                     let space = opening.space.map_or(usize::MAX, usize::from);
-                    let shard = clients.len() % (1 + usize::from(self.two_shards));
-                    let client = wires.connect(shard, space);
+                    let number = clients.len();
+                    let client = wires.connect(number % shards, space);
                     clients.push((client, opening));
-                    wires.send(client, &opening.path.request(), opening.piece(piece));
+                    let request = self.setting.request(&opening.path, number);
+                    wires.send(client, &request, opening.piece(piece));
                 }
                 Step::Send(number, said) => {
                     let Some((client, opening)) = of(number) else { continue };
                     let mut bytes = BytesMut::new();
-                    said.iter().for_each(|said| said.put(&mut bytes));
+                    let token = self.setting.token(0).unwrap_or("a.b.c");
+                    said.iter().for_each(|said| said.put(token, &mut bytes));
                     wires.send(*client, &bytes, opening.piece(piece));
                 }
                 Step::Finish(number) => of(number).into_iter().for_each(|(c, _)| wires.finish(*c)),
@@ -156,7 +169,7 @@ impl Script {
         wires.pass(Duration::from_millis(10));
         let read = |(client, opening): &(Client, &Opening)| {
             let (bytes, _) = wires.received(*client);
-            Transcript::read(&bytes, &opening.path)
+            Transcript::read(&bytes, &opening.path, self.setting.rules())
         };
         let transcripts = clients.iter().map(read).collect();
         clients.iter().for_each(|(client, _)| wires.finish(*client));
@@ -171,9 +184,107 @@ impl Script {
 /// A script that is longer takes long and reaches no further.
 const STEPS_MAX: usize = 64;
 
+impl Setting {
+    const fn shards(self) -> usize {
+        1 + (self.0 & 1) as usize
+    }
+
+    /// The policy of every room but the default, which nobody here is slow enough for.
+    const fn policy(self) -> Option<SlowConsumer> {
+        match self.0 >> 1 & 3 {
+            0 => None,
+            1 => Some(SlowConsumer::SkipToNewest),
+            2 => Some(SlowConsumer::DropOldest),
+            _ => Some(SlowConsumer::Disconnect),
+        }
+    }
+
+    const fn wants_tokens(self) -> bool {
+        self.0 >> 3 & 1 == 1
+    }
+
+    const fn proxy_protocol(self) -> ProxyProtocol {
+        match self.0 >> 4 & 3 {
+            0 | 1 => ProxyProtocol::Off,
+            2 => ProxyProtocol::Optional,
+            _ => ProxyProtocol::Required,
+        }
+    }
+
+    /// What clients may be sent only so.
+    fn rules(self) -> Rules {
+        let skips =
+            matches!(self.policy(), Some(SlowConsumer::SkipToNewest | SlowConsumer::DropOldest));
+        Rules { skips, wants_tokens: self.wants_tokens() }
+    }
+
+    fn limits(self) -> Limits {
+        let mut limits = limits();
+        if let Some(slow_consumer) = self.policy() {
+            let age_max =
+                (slow_consumer == SlowConsumer::DropOldest).then_some(Duration::from_secs(1));
+            let default = Policy { slow_consumer, high_water_mark: 1024, age_max };
+            limits.policies = Policies { rules: Vec::new(), default };
+        }
+        if self.wants_tokens() {
+            static VERIFIER: LazyLock<Arc<Verifier>> =
+                LazyLock::new(|| Arc::new(super::token::verifier(Expected::default())));
+            limits.verifier = Some(Arc::clone(&VERIFIER));
+        }
+        limits.proxy_protocol = self.proxy_protocol();
+        if limits.proxy_protocol != ProxyProtocol::Off {
+            let here = "192.0.2.0/24".parse().expect("a network");
+            limits.trusted_proxies = TrustedProxies::new(&[TrustedProxy::Network(here)]);
+            limits.connections_per_address_max = Some(2);
+        }
+        limits
+    }
+
+    /// The token of the client of that number: one that may do everything, one that may only join
+    /// rooms, one that is soon over, or none.
+    fn token(self, number: usize) -> Option<&'static str> {
+        static TOKENS: LazyLock<[String; 3]> = LazyLock::new(|| {
+            let token = |sub: &str, seconds: u64, publish: bool| {
+                let rooms = json!([{"pattern": "*", "join": true, "publish": publish}]);
+                let exp = super::token::NOW + seconds;
+                sign(&json!({"sub": sub, "exp": exp, "direct": publish, "rooms": rooms}))
+            };
+            [token("alice", 600, true), token(READER, 600, false), token("bob\\", 5, true)]
+        });
+        let token = self.wants_tokens().then(|| TOKENS.get(number % 4));
+        token.flatten().map(String::as_str)
+    }
+
+    /// What the client of that number begins with: behind what a proxy says before it, and with
+    /// its token.
+    fn request(self, path: &Path, number: usize) -> Vec<u8> {
+        let mut request = path.request();
+        if matches!(path, Path::Other(_)) {
+            return request;
+        }
+        if let Some(token) = self.token(number) {
+            request.truncate(request.len() - 2);
+            request.extend_from_slice(format!("Authorization: Bearer {token}\r\n\r\n").as_bytes());
+        }
+        if self.proxy_protocol() != ProxyProtocol::Off {
+            let header: &[u8] = match number % 3 {
+                0 => b"PROXY TCP4 198.51.100.7 203.0.113.1 56324 443\r\n",
+                1 => {
+                    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc6\x33\x64\x07\xcb\0\x71\x01\0\x05\0\x06"
+                }
+                _ => b"",
+            };
+            request.splice(..0, header.iter().copied());
+        }
+        request
+    }
+}
+
+/// Who may not publish.
+const READER: &str = "reader";
+
 /// Small, so that they are met.
 fn limits() -> Limits {
-    use std::sync::LazyLock;
     static LIMITS: LazyLock<Limits> = LazyLock::new(|| Limits {
         echo: true,
         rooms_per_connection_max: 2,
@@ -235,7 +346,8 @@ impl Path {
 }
 
 impl Said {
-    pub(crate) fn put(&self, out: &mut BytesMut) {
+    /// Writes it; what a client proves who it is with is `token`.
+    pub(crate) fn put(&self, token: &str, out: &mut BytesMut) {
         let text = |value: Value, out: &mut BytesMut| {
             frame(true, Opcode::Text, value.to_string().as_bytes(), out);
         };
@@ -259,7 +371,7 @@ impl Said {
                 text(json!({"type": "direct", "user_id": user, "content": content, "id": 1}), out);
             }
             Self::Ping(id) => text(json!({"type": "ping", "id": id}), out),
-            Self::Auth => text(json!({"type": "auth", "token": "a.b.c"}), out),
+            Self::Auth => text(json!({"type": "auth", "token": token}), out),
             Self::Text(text) => frame(true, Opcode::Text, text.as_bytes(), out),
             Self::Binary(bytes) => frame(true, Opcode::Binary, bytes, out),
             Self::Parts(bytes, at) => {
@@ -301,6 +413,15 @@ fn frame(fin: bool, opcode: Opcode, payload: &[u8], out: &mut BytesMut) {
     unmask(&mut out[start..], [1, 2, 3, 4], 0);
 }
 
+/// What clients may be sent under some settings only.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Rules {
+    /// That they have missed messages.
+    skips: bool,
+    /// That they have shown a token; and nothing that comes from [`READER`].
+    wants_tokens: bool,
+}
+
 /// What a client was sent, checked: what of it depends on nothing but what the client has sent.
 /// Acknowledgements and what comes from rooms have gone by way of a home shard, and are as early as
 /// that was.
@@ -315,7 +436,7 @@ pub(crate) struct Transcript {
 
 impl Transcript {
     /// Reads what a client has received by the end.
-    pub(crate) fn read(bytes: &[u8], path: &Path) -> Self {
+    pub(crate) fn read(bytes: &[u8], path: &Path, rules: Rules) -> Self {
         let mut transcript = Self::default();
         let mut fields = [httparse::EMPTY_HEADER; 16];
         let mut response = httparse::Response::new(&mut fields);
@@ -343,7 +464,8 @@ impl Transcript {
                     transcript.closed = Some(close.map(|close| close.code.0));
                 }
                 Opcode::Text if matches!(path, Path::Native) => {
-                    transcript.take(serde_json::from_slice(payload).expect("JSON"), &mut offsets);
+                    let message = serde_json::from_slice(payload).expect("JSON");
+                    transcript.take(message, &mut offsets, rules);
                 }
                 Opcode::Text | Opcode::Binary => {
                     assert!(!matches!(path, Path::Native));
@@ -360,7 +482,7 @@ impl Transcript {
     }
 
     /// Takes a native message; `offsets` are those of the last messages in its rooms.
-    fn take(&mut self, mut message: Value, offsets: &mut HashMap<String, u64>) {
+    fn take(&mut self, mut message: Value, offsets: &mut HashMap<String, u64>, rules: Rules) {
         let room = message["room_id"].as_str().unwrap_or_default().to_owned();
         let number = |name: &str| message[name].as_u64().expect("a number");
         match message["type"].as_str().expect("every message has a type") {
@@ -368,6 +490,13 @@ impl Transcript {
                 let offset = offsets.get_mut(&room).expect("only members get broadcasts");
                 assert_eq!(number("offset"), *offset + 1, "{room}");
                 *offset += 1;
+                assert!(!rules.wants_tokens || message["sender"] != READER, "{message}");
+            }
+            "skipped" if rules.skips => {
+                let offset = offsets.get_mut(&room).expect("only members miss anything");
+                assert_eq!(number("from"), *offset + 1, "{room}");
+                assert!(number("to") > *offset, "{message}");
+                *offset = number("to");
             }
             "joined" => {
                 let joined = number("offset");
@@ -382,6 +511,7 @@ impl Transcript {
                 self.answers.push(message);
             }
             "direct" | "ack" => {}
+            "authenticated" if rules.wants_tokens => self.answers.push(message),
             "pong" | "error" => self.answers.push(message),
             other => panic!("{other} is nothing that this client can be sent"),
         }

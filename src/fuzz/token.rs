@@ -14,19 +14,13 @@ use crate::auth::{Algorithm, Expected, Key, TOKEN_BYTES_MAX, TokenError, Verifie
 /// # Panics
 /// When the token grants what its claims do not say, or anything without its signature.
 pub fn token(data: &[u8]) {
-    static OURS: LazyLock<Verifier> = LazyLock::new(|| verifier(SECRET));
+    static OURS: LazyLock<Verifier> = LazyLock::new(|| verifier_of(SECRET, expected()));
     static OTHERS: LazyLock<Verifier> =
-        LazyLock::new(|| verifier(b"fedcba9876543210fedcba9876543210"));
+        LazyLock::new(|| verifier_of(b"fedcba9876543210fedcba9876543210", expected()));
     fuzz_token(data);
     let line_end = data.iter().position(|byte| *byte == b'\n').unwrap_or(data.len());
     let (header, claims) = (&data[..line_end], data.get(line_end + 1..).unwrap_or_default());
-    let message = format!("{}.{}", BASE64.encode(header), BASE64.encode(claims));
-    let signature = crypto::sign(
-        message.as_bytes(),
-        &EncodingKey::from_secret(SECRET),
-        jsonwebtoken::Algorithm::HS256,
-    );
-    let token = format!("{message}.{}", signature.expect("it can be signed"));
+    let token = sign_bytes(header, claims);
 
     let granted = OURS.verify(&token, NOW);
     match (OTHERS.verify(&token, NOW), &granted) {
@@ -76,17 +70,38 @@ pub fn token(data: &[u8]) {
     }
 }
 
-const NOW: u64 = 1_900_000_000;
+/// When it is, for every target.
+pub(super) const NOW: u64 = 1_900_000_000;
 const LEEWAY_S: u64 = 60;
 const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 
-fn verifier(secret: &[u8]) -> Verifier {
-    let keys = [None, Some("kid")];
-    let keys = keys.map(|id| Key::read(id, Algorithm::Hs256, secret).expect("a good secret"));
-    let expected = Expected {
+/// A token with these claims that [`verifier`] takes.
+pub(super) fn sign(claims: &Value) -> String {
+    sign_bytes(br#"{"alg":"HS256"}"#, claims.to_string().as_bytes())
+}
+
+fn sign_bytes(header: &[u8], claims: &[u8]) -> String {
+    let message = format!("{}.{}", BASE64.encode(header), BASE64.encode(claims));
+    let key = EncodingKey::from_secret(SECRET);
+    let signature = crypto::sign(message.as_bytes(), &key, jsonwebtoken::Algorithm::HS256);
+    format!("{message}.{}", signature.expect("it can be signed"))
+}
+
+/// A verifier with a secret that others do not know.
+pub(super) fn verifier(expected: Expected) -> Verifier {
+    verifier_of(SECRET, expected)
+}
+
+fn expected() -> Expected {
+    Expected {
         issuer: Some("fuzz".into()),
         audience: Some("fanwire".into()),
         leeway_s: LEEWAY_S as u32,
-    };
+    }
+}
+
+fn verifier_of(secret: &[u8], expected: Expected) -> Verifier {
+    let keys = [None, Some("kid")];
+    let keys = keys.map(|id| Key::read(id, Algorithm::Hs256, secret).expect("a good secret"));
     Verifier::new(keys.into(), expected)
 }

@@ -282,7 +282,7 @@ impl Io for Wire {
     }
 
     fn unix_time(&self) -> u64 {
-        1_900_000_000 + self.net.borrow().clock.as_secs()
+        super::token::NOW + self.net.borrow().clock.as_secs()
     }
 
     fn receives_left(&self) -> usize {

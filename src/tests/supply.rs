@@ -1,4 +1,4 @@
-//! What we depend on: licences, sources and bans, against deny.toml.
+//! What we depend on: licences, sources, bans and second versions, against deny.toml.
 //!
 //! `cargo deny` checks the same and more, where it is installed; this needs nothing but cargo, so
 //! it is checked in every `cargo test`. What cannot be read counts as not allowed. Advisories are
@@ -15,6 +15,7 @@ use serde_json::Value;
 struct Package {
     id: String,
     name: String,
+    version: String,
     license: String,
     /// `None` for our own.
     source: Option<String>,
@@ -26,6 +27,8 @@ struct Rules {
     /// By package.
     exceptions: BTreeMap<String, BTreeSet<String>>,
     banned: BTreeSet<String>,
+    /// What may be there in a newer version, too: its name, and how its version begins.
+    skipped: Vec<(String, String)>,
     registries: BTreeSet<String>,
 }
 
@@ -53,6 +56,7 @@ fn packages(metadata: &Value) -> Vec<Package> {
     let package = |package: &Value| Package {
         id: text(&package["id"]),
         name: text(&package["name"]),
+        version: text(&package["version"]),
         license: text(&package["license"]),
         source: package["source"].as_str().map(str::to_owned),
     };
@@ -66,11 +70,18 @@ fn rules() -> Rules {
     let texts = |value: &Value| list(value).map(text).collect::<BTreeSet<_>>();
     let licenses = &rules["licenses"];
     let exception = |entry: &Value| (text(&entry["crate"]), texts(&entry["allow"]));
+    let skipped = |entry: &Value| {
+        assert!(text(&entry["reason"]).len() >= 3, "{entry} says why");
+        let name = text(&entry["crate"]);
+        let (name, version) = name.split_once('@').expect("a name and a version");
+        (name.to_owned(), version.to_owned())
+    };
     let banned = list(&rules["bans"]["deny"]).map(|entry| text(&entry["crate"]));
     Rules {
         allowed: texts(&licenses["allow"]),
         exceptions: list(&licenses["exceptions"]).map(exception).collect(),
         banned: banned.collect(),
+        skipped: list(&rules["bans"]["skip"]).map(skipped).collect(),
         registries: texts(&rules["sources"]["allow-registry"]),
     }
 }
@@ -167,6 +178,65 @@ fn every_dependency_is_licensed_and_comes_from_where_it_may() {
         let needed = foreign().any(|package| package.name == *name);
         assert!(needed, "deny.toml makes an exception for {name}, which nobody needs");
     }
+}
+
+/// What keeps `versions` from being one of each name but for those that are `skipped`, and entries
+/// of `skipped` that skip none, or the only one.
+fn second_versions(versions: &[(&str, &str)], skipped: &[(String, String)]) -> Vec<String> {
+    let is_meant = |version: &str, start: &str| {
+        version.strip_prefix(start).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    let is_skipped = |name: &str, version: &str| {
+        skipped.iter().any(|(skipped, start)| name == skipped && is_meant(version, start))
+    };
+    let mut wrong = Vec::new();
+    let mut kept = BTreeMap::new();
+    for (name, version) in versions.iter().filter(|(name, version)| !is_skipped(name, version)) {
+        if let Some(other) = kept.insert(*name, *version) {
+            wrong.push(format!("{name} {other} and {version}"));
+        }
+    }
+    for (name, start) in skipped {
+        let skips = versions.iter().any(|(it, version)| it == name && is_meant(version, start));
+        if !skips || !kept.contains_key(&**name) {
+            wrong.push(format!("{name}@{start}, which is needed no more"));
+        }
+    }
+    wrong
+}
+
+#[test]
+fn second_versions_are_found_and_so_are_entries_without_them() {
+    let check = |versions: &[(&str, &str)], skipped: &[&str], expected: &[&str]| {
+        let entry = |entry: &&str| {
+            let (name, version) = entry.split_once('@').expect("a name and a version");
+            (name.to_owned(), version.to_owned())
+        };
+        let skipped: Vec<_> = skipped.iter().map(entry).collect();
+        assert_eq!(second_versions(versions, &skipped), expected, "{versions:?} {skipped:?}");
+    };
+    let two = [("a", "1.10.2"), ("a", "2.0.0"), ("b", "1.1.0")];
+    let gone = ["a@1, which is needed no more"];
+    check(&two, &["a@1"], &[]);
+    check(&two, &["a@1.10"], &[]);
+    check(&two, &["a@1.10.2"], &[]);
+    check(&two, &[], &["a 1.10.2 and 2.0.0"]);
+    check(&two, &["b@1"], &["a 1.10.2 and 2.0.0", "b@1, which is needed no more"]);
+    check(&two, &["a@1.1"], &["a 1.10.2 and 2.0.0", "a@1.1, which is needed no more"]);
+    check(&two[..1], &["a@1"], &gone);
+    check(&two[1..], &["a@1"], &gone);
+    check(&two[2..], &["a@1"], &gone);
+}
+
+#[test]
+fn no_dependency_is_there_in_a_second_version_but_those_that_deny_toml_names() {
+    let (rules, metadata) = (rules(), metadata());
+    let packages = packages(&metadata);
+    let versions = packages.iter().map(|package| (&*package.name, &*package.version));
+    let mut versions: Vec<_> = versions.collect();
+    versions.sort_unstable();
+    assert!(versions.len() > 100, "these are not all");
+    assert_eq!(second_versions(&versions, &rules.skipped), [""; 0], "deny.toml says otherwise");
 }
 
 #[test]

@@ -97,8 +97,8 @@ class Client {
     return all;
   }
 
-  async join(room_id) {
-    await this.open('/ws', { subprotocols: ['fanwire.v1'] });
+  async join(room_id, details = {}) {
+    await this.open('/ws', { subprotocols: ['fanwire.v1'], ...details });
     await this.say({ type: 'join', room_id, user_id: this.user });
     const { joined } = await this.hear();
     assert.equal(joined?.room_id, room_id);
@@ -203,7 +203,7 @@ const STEPS = {
   'pings': {
     needs: 'ping',
     async run(client) {
-      await client.join('lobby');
+      await client.join('lobby', { pongs: true });
       for (const payload of ['', 'Ping é 👋', 'x'.repeat(125)]) {
         assert.deepEqual(await client.ask('ping', { payload }), { pong: payload });
       }

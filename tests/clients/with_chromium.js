@@ -9,5 +9,6 @@ await page.evaluate(`${Standard}; globalThis.client = new Standard(WebSocket);`)
 const inPage = new Proxy({}, {
   get: () => command => page.evaluate(command => globalThis.client[command.do](command), command),
 });
+// The interface of browsers has neither ping() nor fragments, and always offers compression.
 await serve(inPage, `Chromium ${browser.version()}`, ['ping', 'send_fragments', 'no compression']);
 await browser.close();

@@ -9,7 +9,7 @@ from websocket import ABNF
 
 
 class Client:
-    async def open(self, url, subprotocols, compression=None):
+    async def open(self, url, subprotocols, compression=None, pongs=False):
         # It knows no compression. Others that do not may offer it all the same.
         offer = [] if compression is False else ["Sec-WebSocket-Extensions: permessage-deflate"]
         try:

@@ -8,7 +8,7 @@ from websockets.asyncio.client import connect
 
 
 class Client:
-    async def open(self, url, subprotocols, compression=None):
+    async def open(self, url, subprotocols, compression=None, pongs=False):
         options = {"subprotocols": subprotocols or None, "max_size": None, "proxy": None}
         if compression is False:
             options["compression"] = None

@@ -31,6 +31,21 @@ fn the_conversations_of_the_page() {
     rows(all, place, |block| play(&block.text.replace("TOKEN", &token)));
 }
 
+/// A word misspelt behind the fence would take a conversation from the tests, and nobody would see.
+#[test]
+fn every_block_is_in_a_language_that_is_played_or_only_shown() {
+    let page = ["native", "raw", "echo", "json"];
+    // Of the README, the commands are played; the others are shown: pictures, settings, a client.
+    let readme = ["sh", "text", "toml", "json", "js"];
+    for (name, text, known) in
+        [("docs/protocol.md", PAGE, &page[..]), ("README.md", README, &readme)]
+    {
+        for (language, Block { line, .. }) in blocks(text) {
+            assert!(known.contains(&language), "{name}:{line}: nobody knows {language:?}");
+        }
+    }
+}
+
 #[test]
 fn every_error_code_of_the_readme_has_its_example_in_the_page() {
     let codes = table_after(README, "| Code | Meaning |");
@@ -195,19 +210,26 @@ struct Block {
 
 /// The fenced blocks of a language.
 fn fenced(page: &str, language: &str) -> Vec<Block> {
+    let of_it = blocks(page).into_iter().filter(|(of, _)| *of == language);
+    of_it.map(|(_, block)| block).collect()
+}
+
+/// All fenced blocks with their languages.
+fn blocks(page: &str) -> Vec<(&str, Block)> {
     let (mut all, mut open) = (Vec::new(), None::<(&str, Block)>);
     for (line, text) in (1..).zip(page.lines()) {
-        match (text.strip_prefix("```"), open.take()) {
+        match (text.trim_start().strip_prefix("```"), open.take()) {
             (Some(language), None) => open = Some((language, Block { line, text: String::new() })),
-            (Some(_), Some((of, block))) if of == language => all.push(block),
+            (Some(_), Some(block)) => all.push(block),
             (None, Some((of, mut block))) => {
                 block.text += text;
                 block.text.push('\n');
                 open = Some((of, block));
             }
-            _ => {}
+            (None, None) => {}
         }
     }
+    assert!(open.is_none(), "a block without an end");
     all
 }
 

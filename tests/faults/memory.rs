@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    promises::{Room, endure},
+    promises::{Rooms, endure},
     serve_through,
     support::{Client, PATIENCE, Server, Wire, frame, skipped, wait_until},
 };
@@ -102,14 +102,14 @@ fn peers_that_want_more_memory_than_there_is_get_what_the_settings_allow() {
     ];
     let wrapper = group.wrapper();
     let mut server = serve_through(&wrapper.each_ref().map(String::as_str), &flags);
-    let mut witness = Room::near("witness", server.address());
+    let mut witness = Rooms::near("witness", server.address());
     endure(&server, 2, |_| {
         thread::scope(|scope| {
             scope.spawn(|| {
                 begin_messages(&server);
                 read_nothing(&server);
             });
-            witness.talk("witness", 200, 200);
+            witness.talk(200, 200);
         });
     });
     assert!(server.is_running());

@@ -1,11 +1,20 @@
 //! Peers that mean harm, by the dozen: handshakes and messages that come byte by byte for ever, and
-//! connections that come by the thousand and go in every possible way.
+//! connections that come by the thousand, and go in every possible way or hold on.
 
-use std::{net::SocketAddr, thread, time::Duration};
+use std::{
+    fs,
+    net::{SocketAddr, TcpStream},
+    thread,
+    time::Duration,
+};
+
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::{
-    promises::{Room, endure},
-    support::{Client, Server, Wire, close_frame, frame, upgrade_request},
+    network::counted,
+    promises::{POLICY, Rooms, endure},
+    serve,
+    support::{Client, Server, Wire, beside_link, close_frame, frame, upgrade_request, wait_until},
 };
 
 /// How many at once.
@@ -32,9 +41,9 @@ fn trickle(wires: &mut [Wire], endless: &[u8]) {
 #[test]
 fn handshakes_that_trickle_end_in_time_and_hold_up_nobody_who_is_there() {
     let flags = ["--shards", "2", "--handshakes-max", "8", "--handshake-timeout", "300ms"];
-    let server = Server::start(&flags);
+    let server = serve(&flags);
     let address = server.address();
-    let mut witness = Room::near("witness", address);
+    let mut witness = Rooms::near("witness", address);
     endure(&server, 2, |_| {
         let mut slow: Vec<Wire> = (0..CROWD).map(|_| Wire::connect(address)).collect();
         thread::scope(|scope| {
@@ -42,7 +51,7 @@ fn handshakes_that_trickle_end_in_time_and_hold_up_nobody_who_is_there() {
                 slow.iter_mut().for_each(|wire| wire.send(b"GET /ws HTTP/1.1\r\nX: "));
                 trickle(&mut slow, b"x");
             });
-            witness.talk("witness", 64, 200);
+            witness.talk(64, 200);
             Client::connect(address, "/ws").close();
         });
         for wire in &mut slow {
@@ -54,9 +63,9 @@ fn handshakes_that_trickle_end_in_time_and_hold_up_nobody_who_is_there() {
 
 #[test]
 fn messages_that_trickle_end_in_time_and_hold_up_nobody() {
-    let server = Server::start(&["--shards", "2", "--echo", "--message-timeout", "1s"]);
+    let server = serve(&["--shards", "2", "--echo", "--message-timeout", "1s"]);
     let address = server.address();
-    let mut witness = Room::near("witness", address);
+    let mut witness = Rooms::near("witness", address);
     endure(&server, 2, |_| {
         let paths = ["/ws", "/raw/slow", "/echo"].into_iter().cycle();
         let mut slow: Vec<Wire> = paths.take(CROWD).map(|path| Wire::open(address, path)).collect();
@@ -71,7 +80,7 @@ fn messages_that_trickle_end_in_time_and_hold_up_nobody() {
                     trickle(fragments, &frame(0x00, b"\0"));
                 });
             });
-            witness.talk("witness", 64, 200);
+            witness.talk(64, 200);
         });
         for wire in &mut slow {
             assert_eq!(wire.expect_close(), Some(1008));
@@ -105,18 +114,22 @@ fn strike(address: SocketAddr, stage: usize, reset: bool) {
         }
     }
     if reset {
-        let socket = socket2::SockRef::from(wire.stream());
-        socket.set_linger(Some(Duration::ZERO)).expect("the option can be set");
+        be_reset(wire.stream());
     }
+}
+
+/// Has the connection reset when it is dropped.
+fn be_reset(stream: &TcpStream) {
+    SockRef::from(stream).set_linger(Some(Duration::ZERO)).expect("the option can be set");
 }
 
 #[test]
 fn a_flood_of_connections_leaves_nothing_behind() {
     const THREADS: usize = 2;
     const STRIKES: usize = 800;
-    let server = Server::start(&["--shards", "2", "--close-timeout", "300ms"]);
+    let server = serve(&["--shards", "2", "--close-timeout", "300ms"]);
     let address = server.address();
-    let mut witness = Room::near("witness", address);
+    let mut witness = Rooms::near("witness", address);
     endure(&server, 3, |_| {
         thread::scope(|scope| {
             for thread in 0..THREADS {
@@ -127,7 +140,81 @@ fn a_flood_of_connections_leaves_nothing_behind() {
                     }
                 });
             }
-            witness.talk("witness", 200, 200);
+            witness.talk(200, 200);
+        });
+    });
+}
+
+/// As many connections as there may be, and all of them are reset at once.
+#[test]
+fn a_flood_that_holds_on_is_refused_beyond_the_limit_and_leaves_nothing_behind() {
+    const PLACES: usize = 2000;
+    rlimit::increase_nofile_limit(u64::MAX).expect("the limit can be raised");
+    let server = serve(&["--shards", "2", "--connections-max", &PLACES.to_string()]);
+    let address = server.address();
+    let mut witness = Rooms::near("witness", address);
+    let connect = |number: usize| {
+        let mut wire = Wire::connect(address);
+        wire.send(&upgrade_request(["/ws", "/raw/flood", "/raw/other"][number % 3]));
+        let status = wire.response().status;
+        (wire, status)
+    };
+    endure(&server, 2, |_| {
+        let held = (0..).map(connect).take_while(|(_, status)| *status == 101);
+        let mut held: Vec<Wire> = held.map(|(wire, _)| wire).collect();
+        assert_eq!(held.len() + witness.connections(), PLACES);
+        (0..100).for_each(|number| assert_eq!(connect(number).1, 503));
+        witness.talk(64, 200);
+        // Messages that are not whole take memory until the end, too.
+        held.iter_mut().for_each(|wire| wire.send(&frame(0x82, &[7; 2000])[..1000]));
+        held.iter().for_each(|wire| be_reset(wire.stream()));
+        drop(held);
+        witness.talk(64, 200);
+    });
+}
+
+/// More connections that say nothing than there are places for handshakes, and than the kernel lets
+/// wait for one. Nobody else comes in, but who is there does not notice.
+#[test]
+fn a_flood_at_the_door_is_gone_when_it_lets_go() {
+    const HANDSHAKES: usize = 256;
+    const BACKLOG: usize = 512;
+    const SHARDS: usize = 2;
+    rlimit::increase_nofile_limit(u64::MAX).expect("the limit can be raised");
+    beside_link(|link| {
+        fs::write("/proc/sys/net/core/somaxconn", BACKLOG.to_string()).expect("it is our network");
+        let address = link.address();
+        let handshakes = HANDSHAKES.to_string();
+        let server = Server::start_at(
+            &[address],
+            &[
+                "--shards=2",
+                "--insecure",
+                "--handshake-timeout=1m",
+                "--handshakes-max",
+                &handshakes,
+                POLICY,
+            ],
+        );
+        let mut witness = Rooms::near("witness", address);
+        endure(&server, 2, |_| {
+            let dropped = || counted("netstat", "TcpExt:", "ListenOverflows");
+            let before = dropped();
+            let knock = || {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+                socket.set_nonblocking(true).expect("the option can be set");
+                // It is under way, and may stay so.
+                let _ = socket.connect(&address.into());
+                let stream = TcpStream::from(socket);
+                be_reset(&stream);
+                stream
+            };
+            let crowd: Vec<TcpStream> =
+                (0..SHARDS * (HANDSHAKES + BACKLOG) + 1000).map(|_| knock()).collect();
+            wait_until("the kernel lets no more wait", || dropped() > before);
+            witness.talk(64, 200);
+            drop(crowd);
+            Client::connect(address, "/ws").close();
         });
     });
 }

@@ -3,7 +3,7 @@
 use std::{io::Write, os::unix::process::CommandExt, process::Command};
 
 use crate::{
-    promises::Room,
+    promises::{POLICY, Rooms},
     support::{Server, fanwire, free_port, row, run, skipped, wrapped},
 };
 
@@ -84,12 +84,12 @@ fn io_uring_that_a_sandbox_refuses_stops_the_start_with_the_remedy() {
 fn io_uring_register_may_be_refused() {
     let (listen, admin) = (free_port(), free_port());
     let [listen, admin] = [listen, admin].map(|port| ([127, 0, 0, 1], port).into());
-    let flags = ["serve", "--shards", "2", "--listen", &format!("{listen}")];
+    let flags = ["serve", POLICY, "--shards", "2", "--listen", &format!("{listen}")];
     let mut command = fanwire(&flags);
     command.args(["--admin", &format!("{admin}")]);
     refuse(&mut command, libc::SYS_io_uring_register, libc::EPERM);
     let server = Server::spawn(command, listen, Some(admin));
-    Room::near("room", server.address()).talk("room", 16, 200);
+    Rooms::near("room", server.address()).talk(16, 200);
 }
 
 #[test]

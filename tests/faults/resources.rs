@@ -3,8 +3,8 @@
 use std::{fs, io, process::Command, thread};
 
 use crate::{
-    promises::{Room, endure},
-    serve_through,
+    promises::{Rooms, endure},
+    serve, serve_through,
     support::{Client, Server, Wire, run, skipped, upgrade_request, wait_until, wrapped},
 };
 
@@ -29,7 +29,7 @@ fn limit_descriptors(server: &Server, soft: u64) {
 fn without_descriptors_nobody_comes_in_and_everybody_else_goes_on() {
     // An accept keeps to the limit of when it was armed: with one handshake at a time each
     // connection makes its shard arm another.
-    let server = Server::start(&["--shards", "2", "--handshakes-max", "1"]);
+    let server = serve(&["--shards", "2", "--handshakes-max", "1"]);
     let address = server.address();
     let connect = || {
         let mut wire = Wire::connect(address);
@@ -40,7 +40,8 @@ fn without_descriptors_nobody_comes_in_and_everybody_else_goes_on() {
         let log = server.log();
         log.lines().any(|line| line.contains(who) && line.contains("Too many open files"))
     };
-    let mut room = Room::near("room", address);
+    let mut rooms = Rooms::near("room", address);
+    // One round: they say that they cannot accept every ten seconds, and no sooner.
     endure(&server, 1, |_| {
         limit_descriptors(&server, 3);
         let mut waiting = Vec::new();
@@ -55,7 +56,7 @@ fn without_descriptors_nobody_comes_in_and_everybody_else_goes_on() {
         }
         wait_until("the control thread cannot either", || says("admin"));
         let mut last = connect();
-        room.talk("room", 200, 200);
+        rooms.talk(200, 200);
         assert!(!last.has_input(), "there is no descriptor for it");
         limit_descriptors(&server, u64::MAX);
         for wire in waiting.iter_mut().chain([&mut last]) {
@@ -101,7 +102,7 @@ fn a_log_that_cannot_be_written_harms_nobody() {
 /// Talks, while others come and go so that there is something to log.
 fn come_and_go(server: &Server) {
     let address = server.address();
-    let mut room = Room::near("room", address);
+    let mut rooms = Rooms::near("room", address);
     endure(server, 2, |_| {
         thread::scope(|scope| {
             scope.spawn(|| {
@@ -109,7 +110,7 @@ fn come_and_go(server: &Server) {
                     drop(Wire::open(address, "/raw/passing"));
                 }
             });
-            room.talk("room", 100, 200);
+            rooms.talk(100, 200);
         });
     });
 }

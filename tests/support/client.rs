@@ -25,6 +25,10 @@ pub struct Reply {
     pub room_id: Option<String>,
     /// `offset`.
     pub offset: Option<u64>,
+    /// `from`, of a gap.
+    pub from: Option<u64>,
+    /// `to`, of a gap.
+    pub to: Option<u64>,
     /// `id`, byte for byte.
     pub id: Option<String>,
     /// `code` of an error.
@@ -55,6 +59,8 @@ struct Fields<'t> {
     kind: String,
     room_id: Option<String>,
     offset: Option<u64>,
+    from: Option<u64>,
+    to: Option<u64>,
     #[serde(borrow, default)]
     id: Present<'t>,
     code: Option<String>,
@@ -83,6 +89,8 @@ impl Reply {
             kind: fields.kind,
             room_id: fields.room_id,
             offset: fields.offset,
+            from: fields.from,
+            to: fields.to,
             id: fields.id.0.map(|id| id.get().to_owned()),
             code: fields.code,
             message: fields.message,

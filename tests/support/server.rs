@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{PATIENCE, wait_until};
+use super::{PATIENCE, Wire, wait_until};
 
 /// A running server; killed when dropped.
 pub struct Server {
@@ -111,6 +111,23 @@ impl Server {
     /// True until the process has ended.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("the child can be asked").is_none()
+    }
+
+    /// What `GET /metrics` says of each of `names`: the sum of its series.
+    pub fn metrics<const N: usize>(&self, names: [&str; N]) -> [u64; N] {
+        let mut wire = Wire::connect(self.admin());
+        wire.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let text = String::from_utf8(wire.response().body).expect("metrics are text");
+        names.map(|name| {
+            let series = text.lines().filter_map(|line| {
+                let rest = line.strip_prefix(name)?;
+                let value = rest.starts_with([' ', '{']).then(|| rest.rsplit(' ').next())??;
+                Some(value.parse::<u64>().unwrap_or_else(|_| panic!("{line}")))
+            });
+            let values: Vec<u64> = series.collect();
+            assert!(!values.is_empty(), "there is no {name}: {text}");
+            values.iter().sum()
+        })
     }
 
     /// Resident memory in bytes, exact. Always 0 with AddressSanitizer: that keeps what is freed, to
