@@ -245,9 +245,23 @@ impl<W> Room<W> {
         self.sweep.is_due(&self.log)
     }
 
+    /// Whether its members here are so far behind that whoever publishes here should wait for
+    /// them: by a quarter of what a slow consumer may be.
+    #[must_use]
+    pub const fn is_late(&self) -> bool {
+        self.lag() > self.policy.high_water_mark / 4
+    }
+
+    /// Whether nothing more should be taken in: then a member whose socket is full for a moment is
+    /// no slow consumer yet.
+    #[must_use]
+    pub const fn is_far_behind(&self) -> bool {
+        self.lag() > self.policy.high_water_mark / 2
+    }
+
     /// Bytes that members who are not blocked have still to be sent.
     #[must_use]
-    pub fn lag(&self) -> u64 {
+    pub const fn lag(&self) -> u64 {
         self.log.head() - self.sweep.swept()
     }
 }

@@ -43,7 +43,7 @@
 //! Beside them a connection with a name, or a token's user, has an entry of 10 to 20 bytes in the
 //! shard's table of users ([`super::direct`]), as full as that is.
 //!
-//! At times: [`Extra`], 136 bytes and what it holds, for what is owed or had to wait; what was
+//! At times: [`Extra`], 144 bytes and what it holds, for what is owed or had to wait; what was
 //! received of a message that is not complete, in the decoder.
 //!
 //! Measured, resident, with 8 bytes less in the slot: 118 bytes per member with a million, 152 with
@@ -209,8 +209,19 @@ pub struct Extra {
     /// What is to be sent before anything from a room: the rest of a frame that was cut,
     /// replies, the close.
     pub outbox: Outbox,
-    /// A request that found the mailbox full.
-    pub stalled: Option<(ShardId, Request)>,
+    /// A request that has to wait; until it is made nothing more is read.
+    pub stalled: Option<Stalled>,
+}
+
+/// A request that found the mailbox full, or whose room is late.
+#[derive(Debug)]
+pub struct Stalled {
+    /// Where it goes.
+    pub shard: ShardId,
+    /// What is asked.
+    pub request: Request,
+    /// Of a publish: the room.
+    pub room: Option<Key>,
 }
 
 /// Messages of rooms that wait in the outbox of a connection at most.
@@ -324,8 +335,8 @@ impl Connection {
         }
     }
 
-    /// Takes the request that found the mailbox full.
-    pub fn take_stalled(&mut self) -> Option<(ShardId, Request)> {
+    /// Takes the request that waits.
+    pub fn take_stalled(&mut self) -> Option<Stalled> {
         self.extra.as_mut().and_then(|extra| extra.stalled.take())
     }
 
@@ -517,4 +528,4 @@ const _: () = assert!(size_of::<Option<Box<Extra>>>() == 8);
 const _: () = assert!(size_of::<Member>() == 16);
 const _: () = assert!(size_of::<Named>() == 40);
 const _: () = assert!(size_of::<Membership>() == 32);
-const _: () = assert!(size_of::<Extra>() == 136);
+const _: () = assert!(size_of::<Extra>() == 144);

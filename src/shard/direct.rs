@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::{Bytes, BytesMut};
 use hashbrown::HashTable;
 
+use super::connection::Stalled;
 use super::message::{Ack, Delivery, Request};
 use super::output::Source;
 use super::{DIRECT_BYTES_PER_TICK, Shard};
@@ -162,7 +163,7 @@ impl<I: Io> Shard<I> {
     pub(super) fn send_direct(&mut self, key: Key, from: usize, direct: &Arc<Direct>) {
         for shard in (from..self.rung.len()).map(ShardId::from) {
             if let Err(request) = self.request(shard, Request::Direct(Arc::clone(direct))) {
-                return self.stall(key, shard, request);
+                return self.stall(key, Stalled { shard, request, room: None });
             }
         }
     }

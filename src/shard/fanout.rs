@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::connection::Phase;
+use super::connection::{Phase, Stalled};
 use super::message::{self, Ack, Delivery, Request};
 use super::output::{Source, Staged};
 use super::{ACKS_MAX, MESSAGES_PER_MAILBOX, Shard};
@@ -17,8 +17,8 @@ use crate::id::ShardId;
 use crate::io::{Io, Operation, Token};
 use crate::planted::{Bug, planted};
 use crate::protocol::Opcode;
-use crate::room::Visit;
 use crate::room::home::Message;
+use crate::room::{Room, Visit};
 use crate::slab::Key;
 
 /// An acknowledgement that waits until the frames are with every shard that has members.
@@ -83,28 +83,40 @@ impl<I: Io> Shard<I> {
         Ok(())
     }
 
-    /// Sends a publish to its room's home; if the mailbox is full the connection waits with it.
-    fn publish(&mut self, key: Key, room: Key, message: Message, ack: Option<Box<Ack>>) {
-        let Some(room) = self.rooms.get(room) else {
+    /// Sends a publish to its room's home. The connection waits with it if the mailbox is full, or
+    /// if the room is late: so whoever floods a room waits for its members, and nobody else does.
+    fn publish(&mut self, key: Key, room_key: Key, message: Message, ack: Option<Box<Ack>>) {
+        let Some(room) = self.rooms.get(room_key) else {
             return;
         };
         let home_key = room.home_key.expect("a room with members has been answered for");
-        let home = room.home;
         let request = Request::Publish { home_key, message, ack };
-        if let Err(request) = self.request(home, request) {
-            self.stall(key, home, request);
+        self.make(key, Stalled { shard: room.home, request, room: Some(room_key) });
+    }
+
+    /// Makes a request, or lets the connection wait with it. Returns whether it was made.
+    fn make(&mut self, key: Key, stalled: Stalled) -> bool {
+        let Stalled { shard, request, room } = stalled;
+        let is_late = room.and_then(|room| self.rooms.get(room)).is_some_and(Room::is_late);
+        let unmade = if is_late { Err(request) } else { self.request(shard, request) };
+        match unmade {
+            Ok(()) => true,
+            Err(request) => {
+                self.stall(key, Stalled { shard, request, room });
+                false
+            }
         }
     }
 
-    /// The connection waits with a request that found the mailbox full.
-    pub(super) fn stall(&mut self, key: Key, shard: ShardId, request: Request) {
+    /// The connection waits with a request.
+    pub(super) fn stall(&mut self, key: Key, stalled: Stalled) {
         if let Some(connection) = self.connections.get_mut(key) {
-            connection.extra().stalled = Some((shard, request));
+            connection.extra().stalled = Some(stalled);
             self.stalled.push(key);
         }
     }
 
-    /// Tries again with the requests that found a mailbox full.
+    /// Tries again with the requests that wait.
     pub(super) fn retry_stalled(&mut self) {
         while let Some((home, request)) = self.links.pop_front() {
             if let Err(request) = self.request(home, request) {
@@ -116,22 +128,20 @@ impl<I: Io> Shard<I> {
             let Some(connection) = self.connections.get_mut(key) else {
                 continue;
             };
-            let Some((shard, request)) = connection.take_stalled() else {
+            let Some(stalled) = connection.take_stalled() else {
                 continue;
             };
             connection.trim();
-            let direct = match &request {
+            let shard = stalled.shard;
+            let direct = match &stalled.request {
                 Request::Direct(direct) => Some(Arc::clone(direct)),
                 _ => None,
             };
-            match self.request(shard, request) {
-                Ok(()) => {
-                    if let Some(direct) = direct {
-                        self.send_direct(key, shard.index() + 1, &direct);
-                    }
-                    self.resume(key);
+            if self.make(key, stalled) {
+                if let Some(direct) = direct {
+                    self.send_direct(key, shard.index() + 1, &direct);
                 }
-                Err(request) => self.stall(key, shard, request),
+                self.resume(key);
             }
         }
     }
@@ -153,7 +163,8 @@ impl<I: Io> Shard<I> {
     }
 
     /// Takes in what the homes of this shard's rooms have sent, but not frames for a room whose
-    /// sweep is far behind already: then the home waits, and with it the publishers.
+    /// sweep is far behind already: then the home waits, and with it its other rooms. It comes to
+    /// that only where publishers on other shards do not see that the room is late.
     pub(super) fn take_deliveries(&mut self) {
         for from in (0..self.rung.len()).map(ShardId::from) {
             self.take_deliveries_from(from, MESSAGES_PER_MAILBOX);
@@ -175,7 +186,7 @@ impl<I: Io> Shard<I> {
         for taken in 0..max {
             if let Some(Delivery::Frames { room, .. }) = self.ends.deliveries.peek(from)
                 && let Some(room) = self.rooms.get(*room)
-                && room.lag() > room.policy.high_water_mark / 2
+                && room.is_far_behind()
             {
                 self.congested = true;
                 return taken;

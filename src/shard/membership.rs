@@ -9,7 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::Shard;
-use super::connection::{Accept, Membership, Memberships};
+use super::connection::{Accept, Membership, Memberships, Stalled};
 use super::message::Request;
 use crate::dialect::native::{self, ErrorCode};
 use crate::id::{NameSpace, RoomName, ShardId};
@@ -251,10 +251,10 @@ impl<I: Io> Shard<I> {
         let stalled = connection.take_stalled();
         if planted(Bug::PublishOvertaken) {
             memberships.iter().for_each(|(room, index)| self.leave(room, index));
-            stalled.into_iter().for_each(|(shard, request)| self.link(shard, request));
+            stalled.into_iter().for_each(|stalled| self.link(stalled.shard, stalled.request));
             return;
         }
-        if let Some((shard, request)) = stalled {
+        if let Some(Stalled { shard, request, .. }) = stalled {
             if let Request::Direct(direct) = &request {
                 for other in (shard.index() + 1..self.rung.len()).map(ShardId::from) {
                     self.link(other, Request::Direct(Arc::clone(direct)));

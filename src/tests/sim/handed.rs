@@ -54,7 +54,11 @@ struct Peer {
 impl World {
     /// Both have joined.
     fn new() -> Self {
-        let limits = Arc::new(Limits { mailbox_len_max: MAILBOX, ..Limits::default() });
+        Self::with_limits(Limits { mailbox_len_max: MAILBOX, ..Limits::default() })
+    }
+
+    fn with_limits(limits: Limits) -> Self {
+        let limits = Arc::new(limits);
         let homes = HomeHasher::with_key(2, 0);
         let mut net = Net::new(0, false);
         (net.faults.receives_max, net.faults.short_receives) = (16, false);
@@ -296,4 +300,63 @@ fn sim_a_drain_waits_for_a_home_that_is_late() {
     };
     close_late();
     assert!(catch_unwind(|| plant(Bug::ImpatientDrain, close_late)).is_err(), "that is found");
+}
+
+/// Somebody floods a room of very many with all that the server takes. Whoever publishes in a room
+/// of two on the same shard is served within a few ticks.
+#[test]
+fn sim_a_flooded_room_holds_up_no_other() {
+    const MEMBERS: usize = 400;
+    let mut limits = Limits { mailbox_len_max: 64, ..Limits::default() };
+    limits.policies.default.high_water_mark = 64 * 1024;
+    let mut world = World::with_limits(limits);
+    let large = join(&world.room);
+    let small = join(&world.own_room);
+    let mut peers: Vec<Peer> = (0..MEMBERS)
+        .map(|_| Peer { shard: HOME, link: world.connect(HOME), input: Vec::new() })
+        .collect();
+    (0..MEMBERS).for_each(|_| world.tick(HOME));
+    for (n, peer) in peers.iter_mut().enumerate() {
+        let mut net = world.net.borrow_mut();
+        peer.read(&mut net);
+        assert_eq!(wire::take_head(&mut peer.input).expect("an answer").status, 101);
+        peer.say(if n == 0 { &small } else { &large }, &mut net);
+    }
+    (0..MEMBERS).for_each(|_| world.tick(HOME));
+    peers[0].read(&mut world.net.borrow_mut());
+    peers[0].input.clear();
+    let content = "7".repeat(1000);
+    let flood = format!(r#"{{"type":"broadcast","room_id":"{}","content":{content}}}"#, world.room);
+    let flood = wire::frame(true, TEXT, flood.as_bytes(), [7; 4]);
+    let publish =
+        format!(r#"{{"type":"broadcast","room_id":"{}","content":0,"id":0}}"#, world.own_room);
+    let (mut left, mut flooded, mut since) = (Vec::new(), 0, 0);
+    for tick in 0..2000_u32 {
+        {
+            let mut net = world.net.borrow_mut();
+            if left.is_empty() {
+                left.clone_from(&flood);
+                flooded += 1;
+            }
+            let written = net.write(world.publisher.link, &left);
+            left.drain(..written);
+            for peer in &mut peers[1..] {
+                peer.read(&mut net);
+                peer.input.clear();
+            }
+            world.publisher.read(&mut net);
+            world.publisher.input.clear();
+            if tick == since {
+                peers[0].say(&publish, &mut net);
+            }
+        }
+        world.tick(HOME);
+        peers[0].read(&mut world.net.borrow_mut());
+        let got = std::iter::from_fn(|| wire::take_frame(&mut peers[0].input)).count();
+        if got > 0 {
+            since = tick + 1;
+        }
+        assert!(tick < since + 20, "{} ticks after a publish", tick - since);
+    }
+    assert!(flooded > 150, "it is served, too: {flooded}");
 }
