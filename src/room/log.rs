@@ -219,6 +219,12 @@ impl RoomLog {
         (position < self.head).then_some(*at)
     }
 
+    /// When the oldest frame that is kept was numbered, or one before it; `None` if none is kept.
+    #[must_use]
+    pub fn oldest(&self) -> Option<Instant> {
+        self.times.front().map(|&(_, at)| at)
+    }
+
     /// Where what was numbered at `time` or later begins. Cost: a binary search.
     #[must_use]
     pub fn since(&self, time: Instant) -> u64 {

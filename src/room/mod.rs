@@ -91,6 +91,8 @@ pub struct Room<W> {
     pub waiting: VecDeque<W>,
     /// Whether the shard has it on its list of rooms to sweep.
     pub active: bool,
+    /// Whether the shard has it on its list of rooms in which messages are getting too old.
+    pub ages: bool,
     members: Members,
 }
 
@@ -239,6 +241,20 @@ impl<W> Room<W> {
         self.sweep.advance(&mut self.members, &mut self.log, segments, budget, floor, visit)
     }
 
+    /// When the next of what is kept for members that are behind will be too old: in an eighth of
+    /// the age at the soonest. `None`: nothing is, or it may be as old as it likes.
+    #[must_use]
+    pub fn ages_at(&self, now: Instant) -> Option<Instant> {
+        let age_max = self.policy.age_max?;
+        Some((self.log.oldest()? + age_max).max(now + age_max / 8))
+    }
+
+    /// Time has passed: a round finds out who is too far behind by now. The room may be due
+    /// afterwards.
+    pub fn age(&mut self) {
+        self.settle();
+    }
+
     /// Whether the sweep has anything to do.
     #[must_use]
     pub fn is_due(&self) -> bool {
@@ -299,6 +315,7 @@ impl<W> RoomTable<W> {
             few_seats: false,
             waiting: VecDeque::new(),
             active: false,
+            ages: false,
             members: Members::default(),
         });
         self.by_name[name.space as usize].insert(name.name, key);

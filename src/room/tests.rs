@@ -368,11 +368,8 @@ fn frames_in(mut bytes: &[u8]) -> u64 {
 
 #[test]
 fn what_comes_in_the_middle_of_a_round_is_with_everybody_a_round_later() {
-    let policy = Policy {
-        slow_consumer: SlowConsumer::Disconnect,
-        high_water_mark: 1 << 40,
-        age_max: None,
-    };
+    let policy =
+        Policy { slow_consumer: SlowConsumer::Disconnect, high_water_mark: 1 << 40, age_max: None };
     let mut world = World::new(policy);
     for _ in 0..10 {
         world.play(&Step::Join);
@@ -389,4 +386,36 @@ fn what_comes_in_the_middle_of_a_round_is_with_everybody_a_round_later() {
     assert_eq!(sends, 100);
     world.settle();
     assert_eq!(world.room.lag(), 0);
+}
+
+#[test]
+fn what_is_kept_ages_although_nothing_more_comes() {
+    const AGE: Duration = Duration::from_secs(8);
+    for (slow_consumer, kept) in [
+        (SlowConsumer::Disconnect, 0),
+        (SlowConsumer::DropOldest, 0),
+        // The newest is never too old.
+        (SlowConsumer::SkipToNewest, 100),
+    ] {
+        let policy = Policy { slow_consumer, high_water_mark: 1 << 40, age_max: Some(AGE) };
+        let mut world = World::new(policy);
+        world.play(&Step::Join);
+        world.play(&Step::Block(0));
+        world.play(&Step::Publish { bytes: 98, count: 1 });
+        world.settle();
+        let due = world.room.ages_at(world.now);
+        assert_eq!(due, Some(world.now + AGE));
+        world.now += AGE + Duration::from_millis(1);
+        assert!(!world.room.is_due(), "{policy:?}");
+        world.room.age();
+        world.settle();
+        assert_eq!(world.room.log.len(), kept, "{policy:?}");
+        let disconnects = slow_consumer == SlowConsumer::Disconnect;
+        assert_eq!(
+            (world.disconnected > 0, world.room.members().is_empty()),
+            (disconnects, disconnects)
+        );
+        let again = world.room.ages_at(world.now);
+        assert_eq!(again, (kept > 0).then_some(world.now + AGE / 8), "{policy:?}");
+    }
 }

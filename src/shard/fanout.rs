@@ -380,6 +380,8 @@ impl<I: Io> Shard<I> {
                 self.sweep_lag = self.sweep_lag.max(room.lag());
                 self.active.push_back(room_key);
                 self.active.rotate_right(usize::from(planted(Bug::UnfairSweep)));
+            } else {
+                self.await_age(room_key);
             }
         }
         // Another one is the first next time: a member of several is sent to once per tick.

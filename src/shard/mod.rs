@@ -209,7 +209,11 @@ pub struct Shard<I: Io> {
     owed: VecDeque<Key>,
     /// Rooms with something to sweep.
     active: VecDeque<Key>,
-    /// Connections whose request found a mailbox full.
+    /// Rooms that keep messages for members that are behind, which may become too old.
+    aging: Vec<Key>,
+    /// When they are to be looked at.
+    ages_at: Option<Instant>,
+    /// Connections whose request has to wait.
     stalled: Vec<Key>,
     /// Subscriptions, their ends, seats asked for and given back, and last publishes of members
     /// that have gone, that found a mailbox full; at most two per room, two per connection, and
@@ -302,6 +306,8 @@ impl<I: Io> Shard<I> {
             readable: VecDeque::with_capacity(BURST_USUAL),
             owed: VecDeque::with_capacity(BURST_USUAL),
             active: VecDeque::new(),
+            aging: Vec::new(),
+            ages_at: None,
             stalled: Vec::new(),
             links: VecDeque::new(),
             policies_due: u32::MAX,
@@ -377,6 +383,7 @@ impl<I: Io> Shard<I> {
         self.answer_fences();
         self.renew_policies();
         self.visit_some(now);
+        self.age_rooms(now);
         self.send_owed();
         self.sweep_rooms();
         self.accept_or_pause(now);
@@ -445,6 +452,7 @@ impl<I: Io> Shard<I> {
             self.deadlines.next().map(|next| next.max(self.lenient_until)),
             self.authority.next(),
             self.next_visit(),
+            self.ages_at,
         ];
         times.into_iter().flatten().min().map_or(Wait::Forever, Wait::Until)
     }

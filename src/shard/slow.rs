@@ -6,7 +6,9 @@
 //! member whose room disconnects slow consumers goes when a sweep notices it, or when it comes back
 //! too late.
 
+use std::mem;
 use std::ops::Range;
+use std::time::Instant;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -32,6 +34,36 @@ impl<I: Io> Shard<I> {
             {
                 room.set_policy(self.limits.policies.of(&room.name.name));
                 self.activate(key);
+            }
+        }
+    }
+
+    /// Remembers a room whose sweep has nothing to do when what it keeps will be too old. Only what
+    /// members wait for whose sockets are full is kept that long.
+    pub(super) fn await_age(&mut self, room_key: Key) {
+        let now = self.io.now();
+        if let Some(room) = self.rooms.get_mut(room_key)
+            && !room.ages
+            && let Some(at) = room.ages_at(now)
+        {
+            room.ages = true;
+            self.aging.push(room_key);
+            self.ages_at = Some(self.ages_at.map_or(at, |before| before.min(at)));
+        }
+    }
+
+    /// Sweeps the rooms in which messages may be too old by now, whether or not any more come: slow
+    /// consumers are found, and what nobody may have any more goes.
+    pub(super) fn age_rooms(&mut self, now: Instant) {
+        if self.ages_at.is_none_or(|at| at > now) {
+            return;
+        }
+        self.ages_at = None;
+        for room_key in mem::take(&mut self.aging) {
+            if let Some(room) = self.rooms.get_mut(room_key) {
+                room.ages = false;
+                room.age();
+                self.activate(room_key);
             }
         }
     }
