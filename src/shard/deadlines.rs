@@ -14,8 +14,8 @@
 use std::time::{Duration, Instant};
 
 use super::Shard;
+use super::closing::Reason;
 use super::connection::{Connection, Phase};
-use super::output::Reason;
 use crate::io::Io;
 use crate::planted::{Bug, planted};
 use crate::protocol::{HandshakeError, ProtocolError};

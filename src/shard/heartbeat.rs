@@ -42,8 +42,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::closing::Reason;
 use super::connection::Heard;
-use super::output::{Reason, Source};
+use super::output::Source;
 use super::{SLOTS_PER_TICK, Shard};
 use crate::io::Io;
 use crate::slab::Key;

@@ -13,9 +13,10 @@ use bytes::{Bytes, BytesMut};
 use tracing::warn;
 
 use super::authority::Admission;
+use super::closing::Reason;
 use super::connection::{Accept, Connection, Heard, Phase};
 use super::membership::Joining;
-use super::output::{Reason, token};
+use super::output::token;
 use super::{ACCEPT_RETRY, Accepting, REPLIES_USUAL, Shard};
 use crate::auth::Grant;
 use crate::dialect::native::{self, Command, ErrorCode};

@@ -20,7 +20,8 @@
 //! | `meter`         | how fast connections may send                                      |
 //! | [`rate`]        | so many per second                                                 |
 //! | `input`         | completions and received bytes: handshakes, messages, commands     |
-//! | `output`        | sends, short sends, and the end of connections                     |
+//! | `output`        | sends and short sends                                              |
+//! | `closing`       | the end of connections, from either side                           |
 //! | `membership`    | who is a member of which room: joining, leaving                    |
 //! | `fanout`        | publishing, the mailboxes between shards, sweeps                   |
 //! | [`direct`]      | from one connection to all connections of a user                   |
@@ -46,6 +47,7 @@ mod admission;
 mod authority;
 pub mod calls;
 pub mod census;
+mod closing;
 pub mod connection;
 pub mod deadlines;
 pub mod direct;
