@@ -132,6 +132,7 @@ impl<I: Io> Shard<I> {
             step: 0,
             turn: Turn::Rests { until: now },
         });
+        self.refuse_parked();
     }
 
     /// Tells some more connections of the drain, and goes on with its step.

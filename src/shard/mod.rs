@@ -81,7 +81,7 @@ use bytes::BytesMut;
 
 use crate::config::Limits;
 use crate::id::ShardId;
-use crate::io::{Completion, Io, Operation, Wait};
+use crate::io::{Completion, Io, Operation, Socket, Wait};
 use crate::logging::Limiter;
 use crate::protocol::PartialBudget;
 use crate::room::home::HomeTable;
@@ -222,6 +222,8 @@ pub struct Shard<I: Io> {
 
     /// For each listener.
     accepts: Vec<Accepting>,
+    /// Accepted when as many handshakes as allowed were under way; oldest first.
+    parked: VecDeque<Socket>,
     /// Keeps the log short while accepting fails.
     accept_warnings: Limiter,
     /// Nobody accepts before: there were no descriptors, or no memory.
@@ -304,6 +306,7 @@ impl<I: Io> Shard<I> {
             rung: vec![false; ends.homes.shards()],
             congested: false,
             accepts: vec![Accepting::No; listeners],
+            parked: VecDeque::new(),
             accept_at: None,
             accept_warnings: Limiter::new(),
             phases: Phases::default(),
