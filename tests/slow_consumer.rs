@@ -15,7 +15,7 @@ use std::{
 
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
-use support::{PATIENCE, Server, Wire, frame, upgrade_request};
+use support::{PATIENCE, Server, Wire, frame, upgrade_request, wait_until};
 
 /// Bytes of the padding in each message.
 const PADDING: usize = 60_000;
@@ -269,6 +269,42 @@ fn disconnect_closes_with_1013_and_a_reason() {
         assert!(reason.starts_with("slow consumer"), "{reason}");
         drop(scene);
         assert_eq!(counted(server, COUNTERS), [0, 0, 1], "{dialect:?}");
+    }
+}
+
+/// The value of the series of `/metrics` whose line has all of `words`.
+fn metric(server: &Server, words: &[&str]) -> f64 {
+    let mut wire = Wire::connect(server.admin());
+    wire.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let metrics = String::from_utf8(wire.response().body).expect("metrics are text");
+    let mut series = metrics.lines().filter(|line| !line.starts_with('#'));
+    let line = series.find(|line| words.iter().all(|word| line.contains(word)));
+    let value = line.and_then(|line| line.split_whitespace().last()).map(str::parse);
+    value.expect("the series is there").expect("a number")
+}
+
+#[test]
+fn a_reader_that_pauses_for_longer_than_close_timeout_still_hears_why_it_was_closed() {
+    const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
+    for dialect in [Dialect::Native, Dialect::Raw] {
+        let server = Server::start(
+            &[
+                &["--shards", "2", "--room-policy", "ticker:*=disconnect/2MiB"][..],
+                &["--send-timeout", "10m", "--close-timeout", "100ms", "--ping-interval", "off"],
+            ]
+            .concat(),
+        );
+        let count = messages_past(2 * 1024 * 1024);
+        let mut scene = Scene::new(&server, dialect);
+        scene.publish(1..=count);
+        let disconnected = ["fanwire_disconnects_total{", "reason=\"slow_consumer\""];
+        wait_until("the slow reader is disconnected", || metric(&server, &disconnected) > 0.0);
+        // Time is what it is about: the close waits behind what the socket holds.
+        sleep(5 * CLOSE_TIMEOUT);
+        let seen = scene.slow.read_to(count);
+        assert!(matches!(seen.close, Some((1013, _))), "{dialect:?}: {seen:?}");
+        // From then on it has `close_timeout` to answer, and it does not.
+        scene.slow.wire.read_to_end_of_life();
     }
 }
 

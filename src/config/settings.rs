@@ -296,8 +296,8 @@ pub struct Settings {
     #[serde(serialize_with = "value::serialize_duration")]
     pub handshake_timeout: Duration,
 
-    /// Time for a peer to finish the closing handshake, or to close after it was refused; then it
-    /// is cut.
+    /// Time for a peer to finish the closing handshake, or to close after it was refused, once it
+    /// has taken all that it is owed; then it is cut.
     #[arg(long, help_heading = TIMEOUTS, default_value = "5s", value_name = "100ms..1m",
           value_parser = Parser(value::duration), group = LIVE)]
     #[serde(serialize_with = "value::serialize_duration")]

@@ -4,6 +4,8 @@
 //! Every connection ends politely, by `finish`, or at once, by `retire`; `release` is the end of
 //! both.
 
+use std::time::Duration;
+
 use super::Shard;
 use super::connection::Phase;
 use crate::io::{Errno, Io, Operation, Shutdown};
@@ -96,8 +98,19 @@ impl<I: Io> Shard<I> {
         }
         encode_close(Some(code), words, &mut self.replies);
         self.queue_replies(key);
-        self.set_deadline(key, self.limits.close_timeout);
+        self.time_end(key);
         self.resume(key);
+    }
+
+    /// Gives a connection that ends its time, anew with every sign that it takes what it is owed:
+    /// for that it has no less than an open one, or a slow consumer would never hear why it ends;
+    /// then `close_timeout`, to answer a close or to end.
+    pub(super) fn time_end(&mut self, key: Key) {
+        let Some(connection) = self.connections.get(key) else { return };
+        let close_timeout = self.limits.close_timeout;
+        let owes = connection.owes();
+        let taking = if owes { self.limits.send_timeout } else { Duration::ZERO };
+        self.set_deadline(key, close_timeout.max(taking));
     }
 
     /// The polite end: sends what is owed, half-closes, discards what still arrives. Nothing the
@@ -124,7 +137,7 @@ impl<I: Io> Shard<I> {
             extra.held = Vec::new();
         }
         connection.trim();
-        self.set_deadline(key, self.limits.close_timeout);
+        self.time_end(key);
         self.queue(key);
         self.watch_input(key);
     }

@@ -14,7 +14,8 @@
 //! (With `proxy_protocol` a connection of a trusted proxy is in *Preface* before it is *Opening*.)
 //!
 //! *Draining* is the polite end of everything: send what is owed, half-close, discard what still
-//! arrives, so that no reset can overtake the last answer. It lasts `close_timeout` at most.
+//! arrives, so that no reset can overtake the last answer. It lasts `close_timeout` at most, once
+//! all is sent; for that the peer has `send_timeout`, as always.
 //!
 //! # Size
 //!
@@ -139,6 +140,12 @@ impl Phase {
     #[must_use]
     pub const fn is_handshake(self) -> bool {
         (self as usize) < Self::Open as usize
+    }
+
+    /// Whether the connection ends, and what it is owed is still sent.
+    #[must_use]
+    pub const fn is_ending(self) -> bool {
+        matches!(self, Self::Closing | Self::Draining)
     }
 
     /// How many phases there are.

@@ -159,12 +159,16 @@ impl<I: Io> Shard<I> {
             bytes = self.segments.cut();
         }
         // More to send, a half-close to make, or rooms to catch up with.
+        let ends = connection.phase.is_ending();
         let again =
             !extra.outbox.is_empty() || connection.phase == Phase::Draining || connection.behind;
         connection.trim();
         self.send(key, &bytes, 0, Source::Outbox(bytes.clone()));
         if again {
             self.queue(key);
+        }
+        if ends {
+            self.time_end(key);
         }
         self.resume(key);
     }
@@ -292,8 +296,10 @@ impl<I: Io> Shard<I> {
             connection.poll_writable = true;
             self.io.submit(Operation::PollWritable { socket, token: token(key) });
         }
-        if connection.phase == Phase::Open {
-            self.set_deadline(key, self.limits.send_timeout);
+        match connection.phase {
+            Phase::Open => self.set_deadline(key, self.limits.send_timeout),
+            phase if phase.is_ending() => self.time_end(key),
+            _ => {}
         }
     }
 
@@ -327,10 +333,7 @@ impl<I: Io> Shard<I> {
             phase => {
                 match phase {
                     Phase::Open => self.time_message(key, true),
-                    // It takes what it is owed: only `drain_timeout` cuts it then.
-                    Phase::Closing | Phase::Draining if self.drain.is_some() => {
-                        self.set_deadline(key, self.limits.close_timeout);
-                    }
+                    phase if phase.is_ending() => self.time_end(key),
                     _ => {}
                 }
                 if !planted(Bug::WritableForgotten) {
