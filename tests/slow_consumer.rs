@@ -15,7 +15,7 @@ use std::{
 
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
-use support::{PATIENCE, Server, Wire, frame, upgrade_request, wait_until};
+use support::{PATIENCE, Server, Wire, beside_link, frame, upgrade_request, wait_until};
 
 /// Bytes of the padding in each message.
 const PADDING: usize = 60_000;
@@ -378,4 +378,44 @@ fn memory_is_bounded_by_the_mark_whoever_is_slow() {
     scene.publish(101..=101 + 64 * MIB / PADDING as u64);
     let grown = server.settled_rss_bytes().saturating_sub(before);
     assert!(grown < 8 * MIB, "{grown} bytes more after 64 MiB, with {} slow members", slow.len());
+}
+
+#[test]
+fn memory_of_slow_members_is_that_of_one_cut_message_each() {
+    const SLOW: usize = 400;
+    const LEN: usize = 9_000;
+    // In a network of its own, where sockets hold little, so that many can be full.
+    beside_link(|_| {
+        for (setting, sizes) in [("tcp_wmem", "4096 16384 16384"), ("tcp_rmem", "4096 16384 16384")]
+        {
+            let path = format!("/proc/sys/net/ipv4/{setting}");
+            fs::write(path, sizes).expect("a network's own setting");
+        }
+        let patient = ["--send-timeout", "10m", "--ping-interval", "off"];
+        let rule = ["--shards", "1", "--room-policy", "*=drop-oldest/1MiB"];
+        let server = Server::start(&[rule, patient].concat());
+        let mut publisher = Wire::open(server.address(), "/raw/room");
+        let message = frame(0x82, &[b'x'; LEN]);
+        let mut publish = |count: usize| {
+            for _ in 0..count {
+                publisher.send(&message);
+                assert_eq!(publisher.expect_frame().payload.len(), LEN);
+            }
+        };
+        publish(300);
+        let before = server.settled_rss_bytes();
+        // One after the other, so that each is cut in another message of another segment.
+        let mut slow = Vec::new();
+        for _ in 0..SLOW {
+            slow.push(Wire::open(server.address(), "/raw/room"));
+            publish(16);
+        }
+        let grown = server.settled_rss_bytes().saturating_sub(before);
+        let short = metric(&server, &["fanwire_short_sends_total"]);
+        assert!(short >= SLOW as f64, "{short} short sends: somebody is not slow");
+        // The mark, segments that wait to be used again, and the messages; segments would be 64 KiB
+        // each.
+        let max = 4 * 1024 * 1024 + SLOW * 2 * LEN;
+        assert!(grown < max as u64, "{grown} bytes more for {SLOW} slow members");
+    });
 }

@@ -53,9 +53,6 @@ impl Source {
     }
 }
 
-/// Copies longer rests of frames never; shorter ones, so that they do not keep a segment alive.
-const REST_COPIED_MAX: usize = 4096;
-
 impl<I: Io> Shard<I> {
     /// Sends the replies that were written while handling input; if that cannot be now, they go to
     /// the connection's outbox.
@@ -275,7 +272,9 @@ impl<I: Io> Shard<I> {
             Source::Outbox(bytes) => {
                 if taken < bytes.len() {
                     let from = taken + usize::from(planted(Bug::RemainderOffByOne));
-                    connection.extra().outbox.push_front(bytes.slice(from..));
+                    let rest = bytes.slice(from..);
+                    let rest = if bytes.is_unique() { rest } else { own(rest) };
+                    connection.extra().outbox.push_front(rest);
                 }
             }
             &Source::Room { room, cursor, len } => self.take_back(key, room, cursor, len, taken),
@@ -316,9 +315,7 @@ impl<I: Io> Shard<I> {
         self.sent.deliveries -= room.log.messages(next..cursor + u64::from(len)) as i64;
         room.fall_behind(index, if planted(Bug::RemainderSentTwice) { cursor } else { next });
         if !rest.is_empty() {
-            let rest =
-                if rest.len() <= REST_COPIED_MAX { Bytes::copy_from_slice(&rest) } else { rest };
-            connection.extra().outbox.push_front(rest);
+            connection.extra().outbox.push_front(own(rest));
         }
     }
 
@@ -343,6 +340,13 @@ impl<I: Io> Shard<I> {
             }
         }
     }
+}
+
+/// What is left of a frame, for as long as a socket is full: in memory of its own, or slow members
+/// would each keep a segment alive for it. What is longer than a segment was not in one, but a
+/// message by itself, which all that were cut in it share.
+fn own(rest: Bytes) -> Bytes {
+    if rest.len() <= SEGMENT_BYTES { Bytes::copy_from_slice(&rest) } else { rest }
 }
 
 /// A connection's key as the token of its polls and receives.
