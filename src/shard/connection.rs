@@ -44,7 +44,7 @@
 //! Beside them a connection with a name, or a token's user, has an entry of 10 to 20 bytes in the
 //! shard's table of users ([`super::direct`]), as full as that is.
 //!
-//! At times: [`Extra`], 136 bytes and what it holds, for what is owed or had to wait; what was
+//! At times: [`Extra`], 152 bytes and what it holds, for what is owed or had to wait; what was
 //! received of a message that is not complete, in the decoder.
 //!
 //! Measured, resident, with 8 bytes less in the slot: 118 bytes per member with a million, 152 with
@@ -56,6 +56,7 @@
 
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -218,6 +219,9 @@ pub struct Extra {
     pub outbox: Outbox,
     /// A request that found the mailbox full.
     pub stalled: Option<(ShardId, Request)>,
+    /// Its socket is full, and by then it must take something; but its deadline is an earlier one,
+    /// for a sign of life: see [`super::heartbeat`].
+    pub send_by: Option<Instant>,
 }
 
 /// Messages of rooms that wait in the outbox of a connection at most.
@@ -227,7 +231,10 @@ const GATHERED_COPIED_MAX: usize = 1024;
 
 impl Extra {
     fn is_empty(&self) -> bool {
-        self.held.is_empty() && self.outbox.is_empty() && self.stalled.is_none()
+        self.held.is_empty()
+            && self.outbox.is_empty()
+            && self.stalled.is_none()
+            && self.send_by.is_none()
     }
 }
 
@@ -290,6 +297,21 @@ impl Connection {
     pub fn may_read(&self) -> bool {
         let stalled = self.extra.as_ref().is_some_and(|extra| extra.stalled.is_some());
         !self.waiting && !stalled && !self.owes()
+    }
+
+    /// By when it must take something, while its deadline is that of a sign of life.
+    #[must_use]
+    pub fn send_by(&self) -> Option<Instant> {
+        self.extra.as_ref().and_then(|extra| extra.send_by)
+    }
+
+    /// The same, and forgets it.
+    pub fn take_send_by(&mut self) -> Option<Instant> {
+        let send_by = self.extra.as_mut().and_then(|extra| extra.send_by.take());
+        if send_by.is_some() {
+            self.trim();
+        }
+        send_by
     }
 
     /// Whether the kernel may still complete something on its socket.
@@ -524,4 +546,4 @@ const _: () = assert!(size_of::<Option<Box<Extra>>>() == 8);
 const _: () = assert!(size_of::<Member>() == 16);
 const _: () = assert!(size_of::<Named>() == 40);
 const _: () = assert!(size_of::<Membership>() == 32);
-const _: () = assert!(size_of::<Extra>() == 136);
+const _: () = assert!(size_of::<Extra>() == 152);

@@ -254,10 +254,14 @@ impl<I: Io> Shard<I> {
                 let Some(connection) = self.connections.get(key) else {
                     return;
                 };
-                if !connection.may_read() && connection.phase != Phase::Draining {
-                    return;
+                let reads = connection.may_read() || connection.phase == Phase::Draining;
+                // Who must take what it is owed first is watched all the same: it says whether it
+                // lives.
+                if reads && more {
+                    self.queue_receive(key);
+                } else if reads || connection.owes() {
+                    self.watch_input(key);
                 }
-                if more { self.queue_receive(key) } else { self.watch_input(key) }
             }
             Err(Errno::NO_MEMORY) if planted(Bug::PollNotReArmed) => {}
             Err(errno) if errno.is_transient() => self.watch_input(key),
@@ -427,6 +431,9 @@ impl<I: Io> Shard<I> {
 
     /// Frames of an open connection, one event at a time.
     fn handle_frames(&mut self, key: Key, input: &mut [u8]) {
+        if self.connections.get(key).is_some_and(Connection::is_open) {
+            self.note_life(key);
+        }
         let mut begins = self.connections.get(key).is_some_and(|c| c.decoder.is_idle());
         let mut at = 0;
         while at < input.len() {

@@ -296,7 +296,7 @@ impl<I: Io> Shard<I> {
             self.io.submit(Operation::PollWritable { socket, token: token(key) });
         }
         match connection.phase {
-            Phase::Open => self.set_deadline(key, self.limits.send_timeout),
+            Phase::Open => self.time_sends(key),
             phase if phase.is_ending() => self.time_end(key),
             _ => {}
         }
@@ -325,6 +325,7 @@ impl<I: Io> Shard<I> {
             return;
         };
         connection.poll_writable = false;
+        connection.take_send_by();
         match connection.phase {
             Phase::Dead => self.free_if_idle(key),
             phase => {
