@@ -15,11 +15,12 @@
 #   Instructions: fanout-1 looks at the age of what it sends, which the policies need
 #
 # Each scenario that is raised needs its line; "all" in place of a name is for a new compiler. A
-# figure that is over its recorded one by more than 3 % fails as well, so that many small steps do
-# not pass unseen; one that is under it by as much is worth recording. Recorded figures hold for
-# the compiler and valgrind named in the file: with others they are shown and not judged. Without a
-# base (a shallow clone, the first commit), or when it has no scenarios or cannot be built with
-# these, only recorded figures are compared.
+# raise excuses as much as it says, and 3 % more. A figure that is over its recorded one by more than
+# 3 % fails as well, so that many small steps do not pass unseen; one that is under it by as much is
+# worth recording. A scenario that is recorded and not counted fails; so does one whose record is
+# taken out without a line. Recorded figures hold for the compiler and valgrind named in the file:
+# with others they are shown and not judged. Without a base (a shallow clone, the first commit), or
+# when it has no scenarios or cannot be built with these, only recorded figures are compared.
 #
 # Counts do not depend on the load or the CPU of the host: callgrind emulates one, and between two
 # runs they differ by less than 0.2 %. What the kernel does is not in them. It takes ten seconds,
@@ -154,41 +155,6 @@ elif ! grep -qxF "# with: $toolchain" "$recorded"; then
 fi
 [[ ! -f $recorded ]] || figures <"$recorded" >"$work/recorded"
 
-# One pass over all that was counted or recorded; the last file is that of this tree.
-awk -v tolerance="$tolerance" -v judged="$judged" -v base="$base" -v committed="$committed" '
-  function percent(new, old) { return old ? (new / old - 1) * 100 : 0 }
-  function shown(new, old) { return old ? sprintf("%+9.2f %%", percent(new, old)) : sprintf("%11s", "-") }
-  function fail(text) { problems = problems text "\n"; failed = 1 }
-  FILENAME ~ /\/base$/ { before[$1] = $3; next }
-  FILENAME ~ /\/recorded-base$/ { recorded_before[$1] = $3; next }
-  FILENAME ~ /\/recorded$/ { recorded[$1] = $3; next }
-  FILENAME ~ /\/reasons$/ { if (NF > 1) reason[$1] = 1; next }
-  FNR == 1 { printf "%-12s %14s %-12s %11s %11s\n", "", "instructions", "per", "to base", "to recorded" }
-  {
-    name = $1
-    printf "%-12s %14.2f %-12s %s %s\n", name, $3, $2, shown($3, before[name]), shown($3, recorded[name])
-    line = "a line \"Instructions: " name " ...\" in the message of the commit that says why"
-    remedy = "Make it cheaper; or, if it is worth it, scripts/perf-guard.sh --record and " line "."
-    figure = sprintf("%s: %.2f instructions per %s, ", name, $3, $2)
-    # Files that are not committed have no message yet.
-    explained = reason[name] || reason["all"] || !committed
-    raised = percent(recorded[name], recorded_before[name])
-    if (raised > tolerance && !explained)
-      fail(sprintf("%s: the recorded figure is raised by %.2f %%, and no commit since %s says why. It takes %s (git commit --amend).", name, raised, base, line))
-    if (raised > tolerance && !committed)
-      notes = notes name ": the recorded figure is raised; that takes " line ".\n"
-    excused = explained && (name in recorded) && (raised > 0 || !(name in recorded_before))
-    if (percent($3, before[name]) > tolerance && !excused)
-      fail(figure sprintf("%+.2f %% to %s (%.2f). ", percent($3, before[name]), base, before[name]) remedy)
-    else if (judged && percent($3, recorded[name]) > tolerance)
-      fail(figure sprintf("%+.2f %% to the recorded figure (%.2f). ", percent($3, recorded[name]), recorded[name]) remedy)
-    if (judged && recorded[name] && percent($3, recorded[name]) < -tolerance)
-      notes = notes name ": better than recorded; scripts/perf-guard.sh --record keeps it so.\n"
-    if (!(name in recorded))
-      notes = notes name ": not recorded; scripts/perf-guard.sh --record does it.\n"
-  }
-  END {
-    if (notes) printf "\n%s", notes
-    if (failed) { printf "\n%s", problems > "/dev/stderr"; exit 1 }
-  }
-' "$work/base" "$work/recorded-base" "$work/recorded" "$work/reasons" "$work/mine"
+awk -v tolerance="$tolerance" -v judged="$judged" -v base="$base" -v committed="$committed" \
+  -f scripts/perf-judge.awk \
+  "$work/base" "$work/recorded-base" "$work/recorded" "$work/reasons" "$work/mine"

@@ -26,6 +26,8 @@ pub(crate) enum Bug {
     UnfairSweep,
     /// An accept that has ended is not submitted again.
     AcceptNotReArmed,
+    /// Once made: a burst of connections comes in at once, however many handshakes that is.
+    BurstLetIn,
     /// After a receive that found no memory nobody watches the socket any more.
     PollNotReArmed,
     /// A connection whose socket takes bytes again is not put on the list of those to send to.
@@ -64,6 +66,7 @@ impl Bug {
         Self::RemainderOffByOne,
         Self::UnfairSweep,
         Self::AcceptNotReArmed,
+        Self::BurstLetIn,
         Self::PollNotReArmed,
         Self::WritableForgotten,
         Self::LeakedBuffer,

@@ -611,6 +611,50 @@ fn handshakes_beyond_the_bound_wait_their_turn() {
     assert_eq!(third.response().status, 101, "one is over, so the next one comes in");
 }
 
+/// Connections in the opening handshake, as the server counts them.
+fn handshakes(server: &Server) -> usize {
+    let mut wire = Wire::connect(server.admin());
+    wire.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let metrics = String::from_utf8(wire.response().body).expect("metrics are text");
+    let is_it =
+        |line: &&str| line.starts_with("fanwire_connections{") && line.contains("handshake");
+    let line = metrics.lines().find(is_it).expect("the gauge is there");
+    let value = line.split_whitespace().last().expect("a value");
+    value.parse().expect("a number of connections")
+}
+
+#[test]
+fn a_burst_beyond_the_bound_waits_its_turn_and_is_answered_when_the_server_drains() {
+    const MAX: usize = 8;
+    let flags = ["--shards", "1", "--handshakes-max", "8", "--handshake-timeout", "60s"];
+    let mut server = Server::start(&flags);
+    // All at once: the server finds them in the backlog when it goes on.
+    server.signal(libc::SIGSTOP);
+    let mut burst: Vec<Wire> = (0..200).map(|_| Wire::connect(server.address())).collect();
+    server.signal(libc::SIGCONT);
+    let within = |server: &Server| {
+        let handshakes = handshakes(server);
+        assert!(handshakes <= MAX, "{handshakes} handshakes are under way");
+        handshakes
+    };
+    wait_until("as many as may have come in", || within(&server) == MAX);
+
+    // In whatever order they speak, each comes in when its turn has come.
+    let request = upgrade_request("/ws");
+    let mut rest = burst.split_off(150);
+    burst.iter_mut().for_each(|wire| wire.send(&request));
+    within(&server);
+    burst.iter_mut().for_each(|wire| assert_eq!(wire.response().status, 101));
+    wait_until("the next ones have come in", || within(&server) == MAX);
+
+    // Those who were never looked at are told that the server ends, like all others.
+    server.signal(libc::SIGTERM);
+    let draining = case("draining", request, 503).with(&[("retry-after", "5")]);
+    rest.iter_mut().for_each(|wire| check_refusal(wire, &draining));
+    drop((burst, rest));
+    assert_eq!(server.wait_exit().code(), Some(0), "{}", server.log());
+}
+
 #[test]
 fn a_full_server_answers_503_and_accepts_again_when_one_leaves() {
     let server = Server::start(&["--shards", "1", "--connections-max", "2"]);

@@ -162,6 +162,31 @@ fn peers_behind_a_link_that_is_cut_are_gone_in_time_and_their_room_goes_on() {
     });
 }
 
+/// The socket of a peer that vanishes fills up before anybody could ping it.
+#[test]
+fn a_peer_that_vanishes_from_a_busy_room_is_gone_as_soon_as_from_a_quiet_one() {
+    let flags = ["--shards", "1", "--log-level", "debug", "--send-timeout", "10m"];
+    let server = Server::start(&[&flags[..], &FAST].concat());
+    let vanished = Wire::open(server.address(), "/raw/room");
+    let mut member = Client::connect(server.address(), "/raw/room");
+    vanish(&vanished);
+    let deadline = std::time::Instant::now() + PATIENCE;
+    let message = [b'x'; 10_000];
+    // At most so many, so that it is no slow consumer.
+    for _ in 0..100 {
+        member.send_binary(&message);
+        assert_eq!(member.receive().into_data().len(), message.len());
+    }
+    while !server.log().contains("reason=") {
+        assert!(std::time::Instant::now() < deadline, "the vanished peer is still there");
+        // It has to answer its own pings meanwhile.
+        assert!(matches!(member.receive(), Message::Ping(_)));
+    }
+    let summary = summary(server);
+    assert!(summary.contains("pong_timeouts=1"), "{summary}");
+    drop(vanished);
+}
+
 #[test]
 fn off_sends_none() {
     let off = Server::start(&["--shards", "1", "--ping-interval", "off"]);

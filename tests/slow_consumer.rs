@@ -15,7 +15,7 @@ use std::{
 
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
-use support::{PATIENCE, Server, Wire, frame, upgrade_request};
+use support::{PATIENCE, Server, Wire, beside_link, frame, upgrade_request, wait_until};
 
 /// Bytes of the padding in each message.
 const PADDING: usize = 60_000;
@@ -272,6 +272,42 @@ fn disconnect_closes_with_1013_and_a_reason() {
     }
 }
 
+/// The value of the series of `/metrics` whose line has all of `words`.
+fn metric(server: &Server, words: &[&str]) -> f64 {
+    let mut wire = Wire::connect(server.admin());
+    wire.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let metrics = String::from_utf8(wire.response().body).expect("metrics are text");
+    let mut series = metrics.lines().filter(|line| !line.starts_with('#'));
+    let line = series.find(|line| words.iter().all(|word| line.contains(word)));
+    let value = line.and_then(|line| line.split_whitespace().last()).map(str::parse);
+    value.expect("the series is there").expect("a number")
+}
+
+#[test]
+fn a_reader_that_pauses_for_longer_than_close_timeout_still_hears_why_it_was_closed() {
+    const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
+    for dialect in [Dialect::Native, Dialect::Raw] {
+        let server = Server::start(
+            &[
+                &["--shards", "2", "--room-policy", "ticker:*=disconnect/2MiB"][..],
+                &["--send-timeout", "10m", "--close-timeout", "100ms", "--ping-interval", "off"],
+            ]
+            .concat(),
+        );
+        let count = messages_past(2 * 1024 * 1024);
+        let mut scene = Scene::new(&server, dialect);
+        scene.publish(1..=count);
+        let disconnected = ["fanwire_disconnects_total{", "reason=\"slow_consumer\""];
+        wait_until("the slow reader is disconnected", || metric(&server, &disconnected) > 0.0);
+        // Time is what it is about: the close waits behind what the socket holds.
+        sleep(5 * CLOSE_TIMEOUT);
+        let seen = scene.slow.read_to(count);
+        assert!(matches!(seen.close, Some((1013, _))), "{dialect:?}: {seen:?}");
+        // From then on it has `close_timeout` to answer, and it does not.
+        scene.slow.wire.read_to_end_of_life();
+    }
+}
+
 #[test]
 fn what_is_older_than_the_age_counts_as_too_far_behind() {
     const AGE: Duration = Duration::from_secs(1);
@@ -342,4 +378,45 @@ fn memory_is_bounded_by_the_mark_whoever_is_slow() {
     scene.publish(101..=101 + 64 * MIB / PADDING as u64);
     let grown = server.settled_rss_bytes().saturating_sub(before);
     assert!(grown < 8 * MIB, "{grown} bytes more after 64 MiB, with {} slow members", slow.len());
+}
+
+#[test]
+fn memory_of_slow_members_is_that_of_one_cut_message_each() {
+    const SLOW: usize = 400;
+    const LEN: usize = 16_000;
+    // In a network of its own, where sockets hold little, so that many can be full.
+    beside_link(|_| {
+        for (setting, sizes) in [("tcp_wmem", "4096 16384 16384"), ("tcp_rmem", "4096 16384 16384")]
+        {
+            let path = format!("/proc/sys/net/ipv4/{setting}");
+            fs::write(path, sizes).expect("a network's own setting");
+        }
+        let patient = ["--send-timeout", "10m", "--ping-interval", "off"];
+        let rule = ["--shards", "1", "--room-policy", "*=drop-oldest/1MiB"];
+        let server = Server::start(&[rule, patient].concat());
+        let mut publisher = Wire::open(server.address(), "/raw/room");
+        let message = frame(0x82, &[b'x'; LEN]);
+        let mut publish = |count: usize| {
+            for _ in 0..count {
+                publisher.send(&message);
+                assert_eq!(publisher.expect_frame().payload.len(), LEN);
+            }
+        };
+        publish(300);
+        let before = server.settled_rss_bytes();
+        // One after the other, so that each is cut in another message of another segment.
+        let mut slow = Vec::new();
+        for _ in 0..SLOW {
+            slow.push(Wire::open(server.address(), "/raw/room"));
+            publish(16);
+        }
+        let grown = server.settled_rss_bytes().saturating_sub(before);
+        let short = metric(&server, &["fanwire_short_sends_total"]);
+        assert!(short >= SLOW as f64, "{short} short sends: somebody is not slow");
+        println!("{SLOW} slow members: {grown} bytes more");
+        // The mark, segments that wait to be used again, and the messages. Segments would be 64 KiB
+        // each.
+        let max = 4 * 1024 * 1024 + SLOW * LEN;
+        assert!(grown < max as u64, "{grown} bytes more for {SLOW} slow members");
+    });
 }

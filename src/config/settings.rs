@@ -164,8 +164,9 @@ pub struct Settings {
           value_parser = Parser(rate::counts), group = LIVE)]
     pub handshakes_per_second_per_address: RateLimit<Count>,
 
-    /// Opening handshakes under way at once, per shard. Further connections wait in the kernel's
-    /// backlog (net.core.somaxconn) until one of them is over.
+    /// Opening handshakes under way at once, per shard. Further connections wait, unread, until one
+    /// of them is over: in the kernel's backlog (net.core.somaxconn), and those that come out of it
+    /// in one burst in the server.
     #[arg(long, help_heading = LIMITS, default_value = "4096", value_name = "1..1000000",
           value_parser = Parser(value::count), group = LIVE)]
     pub handshakes_max: usize,
@@ -295,8 +296,8 @@ pub struct Settings {
     #[serde(serialize_with = "value::serialize_duration")]
     pub handshake_timeout: Duration,
 
-    /// Time for a peer to finish the closing handshake, or to close after it was refused; then it
-    /// is cut.
+    /// Time for a peer to finish the closing handshake, or to close after it was refused, once it
+    /// has taken all that it is owed; then it is cut.
     #[arg(long, help_heading = TIMEOUTS, default_value = "5s", value_name = "100ms..1m",
           value_parser = Parser(value::duration), group = LIVE)]
     #[serde(serialize_with = "value::serialize_duration")]

@@ -52,12 +52,12 @@ impl<I: Io> Shard<I> {
     /// # Errors
     /// `TooFast` or `Full`, and what an address may be refused with.
     pub(super) fn admit(&mut self, key: Key) -> Result<(), HandshakeError> {
-        let Self { limits, ends, connections, .. } = self;
+        let Self { limits, ends, connections, parked, .. } = self;
         let rate = limits.handshakes_per_second;
         if rate.is_some_and(|rate| !ends.census.accept(self.io.now(), rate)) {
             return Err(HandshakeError::TooFast);
         }
-        if connections.len() > limits.connections_per_shard_max
+        if connections.len() + parked.len() > limits.connections_per_shard_max
             || !ends.census.admit(limits.connections_max)
         {
             return Err(HandshakeError::Full);

@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 
 use tracing::debug;
 
+use super::closing::Reason;
 use super::connection::Phase;
-use super::output::Reason;
 use super::{Shard, bound};
 use crate::auth::{Grant, TOKEN_BYTES_MAX, TokenError};
 use crate::dialect::is_name;

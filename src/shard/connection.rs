@@ -14,7 +14,8 @@
 //! (With `proxy_protocol` a connection of a trusted proxy is in *Preface* before it is *Opening*.)
 //!
 //! *Draining* is the polite end of everything: send what is owed, half-close, discard what still
-//! arrives, so that no reset can overtake the last answer. It lasts `close_timeout` at most.
+//! arrives, so that no reset can overtake the last answer. It lasts `close_timeout` at most, once
+//! all is sent; for that the peer has `send_timeout`, as always.
 //!
 //! # Size
 //!
@@ -43,7 +44,7 @@
 //! Beside them a connection with a name, or a token's user, has an entry of 10 to 20 bytes in the
 //! shard's table of users ([`super::direct`]), as full as that is.
 //!
-//! At times: [`Extra`], 144 bytes and what it holds, for what is owed or had to wait; what was
+//! At times: [`Extra`], 160 bytes and what it holds, for what is owed or had to wait; what was
 //! received of a message that is not complete, in the decoder.
 //!
 //! Measured, resident, with 8 bytes less in the slot: 118 bytes per member with a million, 152 with
@@ -55,6 +56,7 @@
 
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -141,6 +143,12 @@ impl Phase {
         (self as usize) < Self::Open as usize
     }
 
+    /// Whether the connection ends, and what it is owed is still sent.
+    #[must_use]
+    pub const fn is_ending(self) -> bool {
+        matches!(self, Self::Closing | Self::Draining)
+    }
+
     /// How many phases there are.
     const COUNT: usize = Self::Dead as usize + 1;
 }
@@ -211,6 +219,9 @@ pub struct Extra {
     pub outbox: Outbox,
     /// A request that has to wait; until it is made nothing more is read.
     pub stalled: Option<Stalled>,
+    /// Its socket is full, and by then it must take something; but its deadline is an earlier one,
+    /// for a sign of life: see [`super::heartbeat`].
+    pub send_by: Option<Instant>,
 }
 
 /// A request that found the mailbox full, or whose room is late.
@@ -231,7 +242,10 @@ const GATHERED_COPIED_MAX: usize = 1024;
 
 impl Extra {
     fn is_empty(&self) -> bool {
-        self.held.is_empty() && self.outbox.is_empty() && self.stalled.is_none()
+        self.held.is_empty()
+            && self.outbox.is_empty()
+            && self.stalled.is_none()
+            && self.send_by.is_none()
     }
 }
 
@@ -294,6 +308,21 @@ impl Connection {
     pub fn may_read(&self) -> bool {
         let stalled = self.extra.as_ref().is_some_and(|extra| extra.stalled.is_some());
         !self.waiting && !stalled && !self.owes()
+    }
+
+    /// By when it must take something, while its deadline is that of a sign of life.
+    #[must_use]
+    pub fn send_by(&self) -> Option<Instant> {
+        self.extra.as_ref().and_then(|extra| extra.send_by)
+    }
+
+    /// The same, and forgets it.
+    pub fn take_send_by(&mut self) -> Option<Instant> {
+        let send_by = self.extra.as_mut().and_then(|extra| extra.send_by.take());
+        if send_by.is_some() {
+            self.trim();
+        }
+        send_by
     }
 
     /// Whether the kernel may still complete something on its socket.
@@ -528,4 +557,4 @@ const _: () = assert!(size_of::<Option<Box<Extra>>>() == 8);
 const _: () = assert!(size_of::<Member>() == 16);
 const _: () = assert!(size_of::<Named>() == 40);
 const _: () = assert!(size_of::<Membership>() == 32);
-const _: () = assert!(size_of::<Extra>() == 144);
+const _: () = assert!(size_of::<Extra>() == 160);

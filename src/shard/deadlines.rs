@@ -14,8 +14,8 @@
 use std::time::{Duration, Instant};
 
 use super::Shard;
+use super::closing::Reason;
 use super::connection::{Connection, Phase};
-use super::output::Reason;
 use crate::io::Io;
 use crate::planted::{Bug, planted};
 use crate::protocol::{HandshakeError, ProtocolError};
@@ -85,6 +85,12 @@ impl Deadlines {
             neighbour.deadline.previous = key.slot();
         }
         self.len += 1;
+    }
+
+    /// When the deadline comes, to the unit: set for then, it is the same.
+    #[must_use]
+    pub fn time_of(&self, deadline: Deadline) -> Option<Instant> {
+        Some(self.start + UNIT * deadline.unit.checked_sub(1)?)
     }
 
     /// Drops the connection's deadline. Must be done before its slot is freed.
@@ -172,16 +178,30 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// An open connection's deadline is that of its sends while its socket is full, otherwise that
-    /// of the message it has begun, otherwise that of the answer to a ping.
+    /// An open connection's deadline is that of its sends while its socket is full (or of a sign of
+    /// life, if that comes first), otherwise that of the message it has begun, otherwise that of
+    /// the answer to a ping.
     fn expire_open(&mut self, key: Key) {
         let Some(connection) = self.connections.get(key) else { return };
-        if connection.poll_writable {
+        if connection.poll_writable && connection.send_by().is_none() {
             self.retire(key, Reason::SendTimeout);
         } else if !connection.decoder.is_idle() {
             self.fail(key, ProtocolError::MessageTimeout);
         } else {
             self.expire_ping(key);
+        }
+    }
+
+    /// The socket of an open connection is full: from now on its deadline is that of its sends, or
+    /// of the answer to a ping, if that is due before.
+    pub(super) fn time_sends(&mut self, key: Key) {
+        let at = self.io.now() + self.limits.send_timeout;
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        let pong_by = self.deadlines.time_of(connection.deadline);
+        if connection.decoder.is_idle() && pong_by.is_some_and(|pong_by| pong_by < at) {
+            connection.extra().send_by = Some(at);
+        } else {
+            self.deadlines.set(key, at, &mut self.connections);
         }
     }
 

@@ -26,9 +26,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::closing::Reason;
 use super::connection::{Connection, Phase};
 use super::message::{Delivery, Request};
-use super::output::Reason;
 use super::{DRAINED_PER_TICK, Shard};
 use crate::dialect::{Endpoint, native};
 use crate::id::ShardId;
@@ -132,6 +132,7 @@ impl<I: Io> Shard<I> {
             step: 0,
             turn: Turn::Rests { until: now },
         });
+        self.refuse_parked();
     }
 
     /// Tells some more connections of the drain, and goes on with its step.

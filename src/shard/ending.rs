@@ -10,8 +10,8 @@ use std::time::Duration;
 use tracing::{Level, debug, enabled};
 
 use super::Shard;
+use super::closing::Reason;
 use super::connection::{Connection, Phase};
-use super::output::Reason;
 use crate::io::{Errno, Io};
 use crate::protocol::{CloseCode, ProtocolError};
 use crate::slab::Key;

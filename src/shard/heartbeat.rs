@@ -31,8 +31,10 @@
 //! pings of a step leave in a few system calls; a shard without connections sleeps.
 //!
 //! *Who is not pinged.* Whoever has a deadline already: for its handshake, its close, the rest of
-//! a message, or because it takes nothing of what it is owed. And nobody is cut for an answer that
-//! may have come and was not read yet.
+//! a message. A full socket asks by itself: what waits there is as good as a ping, and taking some
+//! of it as good as an answer, for which the peer has `pong_timeout`, too, if `send_timeout` is not
+//! over before. So who vanishes is gone in the same time, however much is published to it. And
+//! nobody is cut for an answer that may have come and was not read yet.
 //!
 //! (Rejected: one ping per connection and interval, whatever was heard. It pings peers that have
 //! just said something. And a timer from the last sign of life: whoever was heard together, after
@@ -42,8 +44,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::closing::Reason;
 use super::connection::Heard;
-use super::output::{Reason, Source};
+use super::output::Source;
 use super::{SLOTS_PER_TICK, Shard};
 use crate::io::Io;
 use crate::slab::Key;
@@ -182,14 +185,42 @@ impl<I: Io> Shard<I> {
     fn visit(&mut self, slot: u32, odd_round: bool) {
         let Some(connection) = self.connections.at_mut(slot) else { return };
         let heard = std::mem::replace(&mut connection.heard, Heard::Nothing);
-        if wants_ping(heard, slot, odd_round)
-            && connection.is_open()
-            && !connection.deadline.is_set()
-            // Then it has a deadline, too; but this is what must never be sent to.
-            && !connection.poll_writable
-            && let Some(key) = self.connections.key_at(slot)
-        {
+        if !wants_ping(heard, slot, odd_round) || !connection.is_open() {
+            return;
+        }
+        let (full, timed) = (connection.poll_writable, connection.deadline.is_set());
+        let Some(key) = self.connections.key_at(slot) else { return };
+        if full {
+            self.await_taking(key);
+        } else if !timed {
             self.ping(key);
+        }
+    }
+
+    /// The socket is full, and nothing has come from the peer: that it takes something is awaited
+    /// as an answer to a ping is.
+    fn await_taking(&mut self, key: Key) {
+        let at = self.io.now() + self.limits.heartbeats.pong_timeout;
+        if let Some(connection) = self.connections.get_mut(key)
+            // Otherwise it has said something, or has begun to.
+            && connection.poll_readable
+            && connection.decoder.is_idle()
+            && connection.send_by().is_none()
+            && let Some(send_by) = self.deadlines.time_of(connection.deadline)
+            && at < send_by
+        {
+            connection.extra().send_by = Some(send_by);
+            self.deadlines.set(key, at, &mut self.connections);
+        }
+    }
+
+    /// Something has come from a peer whose socket is full: it lives, and has the time that it had
+    /// before it was asked.
+    pub(super) fn note_life(&mut self, key: Key) {
+        if let Some(connection) = self.connections.get_mut(key)
+            && let Some(send_by) = connection.take_send_by()
+        {
+            self.deadlines.set(key, send_by, &mut self.connections);
         }
     }
 
@@ -207,8 +238,11 @@ impl<I: Io> Shard<I> {
     /// The time for an answer to a ping is over: cuts the connection. While no poll is armed there
     /// may be input that was not read yet, for whatever reason of ours; then it has as long again.
     pub(super) fn expire_ping(&mut self, key: Key) {
-        if self.connections.get(key).is_some_and(|connection| connection.poll_readable) {
+        let Some(connection) = self.connections.get(key) else { return };
+        if connection.poll_readable {
             self.retire(key, Reason::PongTimeout);
+        } else if connection.send_by().is_some() {
+            self.note_life(key);
         } else {
             self.set_deadline(key, self.limits.heartbeats.pong_timeout);
         }
@@ -220,6 +254,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config::{Heartbeats, Limits};
+    use crate::fuzz::wire::Wires;
 
     proptest! {
         /// Every stripe is visited once per round, in order, and never late by more than the ticks
@@ -304,6 +340,58 @@ mod tests {
         assert_eq!(taken(&mut hand, 2), 10);
         hand.pace(STEP * STRIPES / 100);
         assert_eq!(taken(&mut hand, 3), 100);
+    }
+
+    /// A member of a busy room whose socket is full from the beginning: whether it is there after
+    /// so long, if every second its socket takes a byte, or it says something.
+    fn stays(after: Duration, takes: bool, says: bool) -> bool {
+        let heartbeats = Heartbeats {
+            ping_interval: Some(Duration::from_secs(10)),
+            pong_timeout: Duration::from_secs(2),
+        };
+        let send_timeout = Duration::from_secs(60);
+        let limits = Limits { heartbeats, send_timeout, ..Limits::default() };
+        let (mut wires, _control) = Wires::new(1, &limits);
+        let [member, publisher] = [1000, usize::MAX].map(|space| wires.connect(0, space));
+        [member, publisher].iter().for_each(|client| wires.send(*client, REQUEST, 1000));
+        let message = [&[0x82, 0xfe, 0x10, 0, 0, 0, 0, 0][..], &[b'x'; 0x1000]].concat();
+        let pong = [0x8a, 0x80, 0, 0, 0, 0];
+        wires.pass(Duration::from_secs(1));
+        wires.send(publisher, &message, 1000);
+        let mut left = after;
+        while left > Duration::ZERO {
+            wires.pass(Duration::from_secs(1));
+            left = left.saturating_sub(Duration::from_secs(1));
+            wires.send(publisher, &pong, 1000);
+            if takes {
+                wires.make_space(member, 1);
+            }
+            if says {
+                wires.send(member, &pong, 1000);
+            }
+        }
+        let connections = wires.residues()[0].connections;
+        assert!((1..=2).contains(&connections), "the publisher is there");
+        connections == 2
+    }
+
+    const REQUEST: &[u8] = b"GET /raw/r HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n\
+        Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
+        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+
+    #[test]
+    fn who_has_vanished_behind_a_full_socket_is_gone_like_any_other() {
+        assert!(stays(Duration::from_secs(5), false, false));
+        // Interval and timeout, and the second before.
+        assert!(!stays(Duration::from_secs(13), false, false));
+    }
+
+    #[test]
+    fn whatever_is_taken_or_said_is_a_sign_of_life() {
+        assert!(stays(Duration::from_secs(600), true, false));
+        assert!(stays(Duration::from_secs(58), false, true));
+        // What it says does not excuse it from taking what it is owed.
+        assert!(!stays(Duration::from_secs(63), false, true));
     }
 
     /// Peers that answer at once, as the hand finds them: the slots pinged in each of `steps`.

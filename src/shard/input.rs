@@ -1,5 +1,13 @@
 //! The receiving half of a shard: completions, opening handshakes, messages, commands.
 //!
+//! As many opening handshakes are under way as `handshakes_max` allows. Then listeners pause, and
+//! connections wait in the kernel's backlog. But an accept that is armed brings all of the backlog
+//! before the shard can say so, thousands in a storm: those that are too many wait as bare sockets,
+//! without a connection's memory, unread, and go first when there is room. They count among the
+//! connections that a shard may hold. (Rejected: accepts for one connection each, as many as there
+//! are places. They never bring too many, but cost an operation each also where there is room for
+//! all.)
+//!
 //! Input is handled strictly in order. Where it has to wait (for a room's home to answer, for
 //! room in a mailbox, for the peer to take its replies), the rest is held back and the socket is
 //! not read, so that TCP slows the peer down; [`Shard::resume`] goes on where it stopped.
@@ -13,9 +21,10 @@ use bytes::{Bytes, BytesMut};
 use tracing::warn;
 
 use super::authority::Admission;
+use super::closing::Reason;
 use super::connection::{Accept, Connection, Heard, Phase};
 use super::membership::Joining;
-use super::output::{Reason, token};
+use super::output::token;
 use super::{ACCEPT_RETRY, Accepting, REPLIES_USUAL, Shard};
 use crate::auth::Grant;
 use crate::dialect::native::{self, Command, ErrorCode};
@@ -87,7 +96,7 @@ impl<I: Io> Shard<I> {
             self.accepts[listener] = Accepting::No;
         }
         match result {
-            Ok(socket) => self.open(socket),
+            Ok(socket) => self.open_or_park(socket),
             // We have paused it.
             Err(Errno::CANCELED) => {}
             // Full of descriptors or memory: those that knock wait in the backlog for a while.
@@ -102,14 +111,19 @@ impl<I: Io> Shard<I> {
         }
     }
 
-    /// Arms and pauses the listeners: connections wait in the backlog while as many handshakes as
-    /// allowed are under way, and for a while after a failure.
+    /// Lets those in that wait, and arms and pauses the listeners: connections wait in the backlog
+    /// while as many handshakes as allowed are under way, and for a while after a failure.
     pub(super) fn accept_or_pause(&mut self, now: Instant) {
         self.accept_at = self.accept_at.filter(|&at| at > now);
         if self.drain.is_some() {
             return;
         }
-        let full = self.phases.handshakes() >= self.limits.handshakes_max;
+        while self.may_open()
+            && let Some(socket) = self.parked.pop_front()
+        {
+            self.open(socket);
+        }
+        let full = !self.may_open();
         for (listener, accepting) in self.accepts.iter_mut().enumerate() {
             match accepting {
                 Accepting::Yes if full => {
@@ -122,6 +136,31 @@ impl<I: Io> Shard<I> {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// Whether one more handshake may be under way.
+    fn may_open(&self) -> bool {
+        self.phases.handshakes() < self.limits.handshakes_max
+    }
+
+    /// Begins the handshake of a connection, if it may be under way and none has waited for longer.
+    /// Who could not even wait is refused, and so are all in a drain.
+    fn open_or_park(&mut self, socket: Socket) {
+        let held = self.connections.len() + self.parked.len();
+        let may_wait = self.drain.is_none() && held < self.limits.connections_per_shard_max;
+        let must_wait = !self.parked.is_empty() || !self.may_open();
+        if may_wait && must_wait && !planted(Bug::BurstLetIn) {
+            self.parked.push_back(socket);
+        } else {
+            self.open(socket);
+        }
+    }
+
+    /// The shard drains: nobody waits any more, and everybody who does gets an answer.
+    pub(super) fn refuse_parked(&mut self) {
+        for socket in mem::take(&mut self.parked) {
+            self.open(socket);
         }
     }
 
@@ -215,10 +254,14 @@ impl<I: Io> Shard<I> {
                 let Some(connection) = self.connections.get(key) else {
                     return;
                 };
-                if !connection.may_read() && connection.phase != Phase::Draining {
-                    return;
+                let reads = connection.may_read() || connection.phase == Phase::Draining;
+                // Who must take what it is owed first is watched all the same: it says whether it
+                // lives.
+                if reads && more {
+                    self.queue_receive(key);
+                } else if reads || connection.owes() {
+                    self.watch_input(key);
                 }
-                if more { self.queue_receive(key) } else { self.watch_input(key) }
             }
             Err(Errno::NO_MEMORY) if planted(Bug::PollNotReArmed) => {}
             Err(errno) if errno.is_transient() => self.watch_input(key),
@@ -388,6 +431,9 @@ impl<I: Io> Shard<I> {
 
     /// Frames of an open connection, one event at a time.
     fn handle_frames(&mut self, key: Key, input: &mut [u8]) {
+        if self.connections.get(key).is_some_and(Connection::is_open) {
+            self.note_life(key);
+        }
         let mut begins = self.connections.get(key).is_some_and(|c| c.decoder.is_idle());
         let mut at = 0;
         while at < input.len() {

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::Shard;
+use super::closing::Reason;
 use super::ending::{ENDINGS, endings};
 use super::histogram::Histogram;
-use super::output::Reason;
 use crate::io::Io;
 use crate::protocol::HandshakeError;
 

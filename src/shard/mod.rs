@@ -20,7 +20,8 @@
 //! | `meter`         | how fast connections may send                                      |
 //! | [`rate`]        | so many per second                                                 |
 //! | `input`         | completions and received bytes: handshakes, messages, commands     |
-//! | `output`        | sends, short sends, and the end of connections                     |
+//! | `output`        | sends and short sends                                              |
+//! | `closing`       | the end of connections, from either side                           |
 //! | `membership`    | who is a member of which room: joining, leaving                    |
 //! | `fanout`        | publishing, the mailboxes between shards, sweeps                   |
 //! | [`direct`]      | from one connection to all connections of a user                   |
@@ -46,6 +47,7 @@ mod admission;
 mod authority;
 pub mod calls;
 pub mod census;
+mod closing;
 pub mod connection;
 pub mod deadlines;
 pub mod direct;
@@ -79,7 +81,7 @@ use bytes::BytesMut;
 
 use crate::config::Limits;
 use crate::id::ShardId;
-use crate::io::{Completion, Io, Operation, Wait};
+use crate::io::{Completion, Io, Operation, Socket, Wait};
 use crate::logging::Limiter;
 use crate::protocol::PartialBudget;
 use crate::room::home::HomeTable;
@@ -228,6 +230,8 @@ pub struct Shard<I: Io> {
 
     /// For each listener.
     accepts: Vec<Accepting>,
+    /// Accepted when as many handshakes as allowed were under way; oldest first.
+    parked: VecDeque<Socket>,
     /// Keeps the log short while accepting fails.
     accept_warnings: Limiter,
     /// Nobody accepts before: there were no descriptors, or no memory.
@@ -314,6 +318,7 @@ impl<I: Io> Shard<I> {
             rung: vec![false; ends.homes.shards()],
             congested: false,
             accepts: vec![Accepting::No; listeners],
+            parked: VecDeque::new(),
             accept_at: None,
             accept_warnings: Limiter::new(),
             phases: Phases::default(),

@@ -1,4 +1,4 @@
-//! The sending half of a shard, and the end of connections.
+//! The sending half of a shard.
 //!
 //! A connection gets at most one send per tick, from its outbox, from a sweep, or catching up
 //! with its rooms, in this order. A send resolves by the next reap: silence means that all was
@@ -7,11 +7,11 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::closing::Reason;
 use super::connection::Phase;
 use super::{REPLIES_PER_TICK, Shard};
-use crate::io::{Errno, Io, Operation, Shutdown, Token};
+use crate::io::{Errno, Io, Operation, Token};
 use crate::planted::{Bug, planted};
-use crate::protocol::{CloseCode, HandshakeError, Method, ProtocolError, encode_close, handshake};
 use crate::room::segment::SEGMENT_BYTES;
 use crate::slab::Key;
 
@@ -51,42 +51,6 @@ impl Source {
             Self::Noticed(noticed) => noticed.notice.len() + noticed.len as usize,
         }
     }
-}
-
-/// Copies longer rests of frames never; shorter ones, so that they do not keep a segment alive.
-const REST_COPIED_MAX: usize = 4096;
-
-/// Why a connection ended; exactly one for each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reason {
-    /// The peer closed, with the closing handshake and perhaps a code.
-    PeerClosed(Option<CloseCode>),
-    /// The peer ended the connection without a closing handshake.
-    PeerGone,
-    /// The connection broke.
-    Broken(Errno),
-    /// The peer broke the protocol.
-    Violation(ProtocolError),
-    /// The opening handshake was refused.
-    Refused(HandshakeError),
-    /// An HTTP answer was given that was all there was to do.
-    Answered,
-    /// Its token has expired.
-    TokenExpired,
-    /// It published in a raw room that its token does not allow to publish in.
-    Forbidden,
-    /// It fell further behind than its room allows.
-    SlowConsumer,
-    /// It took nothing of what it was owed for `send_timeout`.
-    SendTimeout,
-    /// It showed no sign of life within `pong_timeout` after a ping.
-    PongTimeout,
-    /// It did not finish within `close_timeout`.
-    CloseTimeout,
-    /// The server shuts down.
-    Drain,
-    /// An operator wanted it so, and this close code.
-    Operator(CloseCode),
 }
 
 impl<I: Io> Shard<I> {
@@ -192,12 +156,16 @@ impl<I: Io> Shard<I> {
             bytes = self.segments.cut();
         }
         // More to send, a half-close to make, or rooms to catch up with.
+        let ends = connection.phase.is_ending();
         let again =
             !extra.outbox.is_empty() || connection.phase == Phase::Draining || connection.behind;
         connection.trim();
         self.send(key, &bytes, 0, Source::Outbox(bytes.clone()));
         if again {
             self.queue(key);
+        }
+        if ends {
+            self.time_end(key);
         }
         self.resume(key);
     }
@@ -269,6 +237,22 @@ impl<I: Io> Shard<I> {
             .find(|&(room, index)| self.rooms.get(room).is_some_and(|room| room.is_behind(index)))
     }
 
+    /// Puts what a member has not been sent yet of its room's log into its outbox, as far as that
+    /// is kept for it.
+    pub(super) fn owe_room(&mut self, key: Key, room: Key, index: u32) {
+        let notice = self.skip(key, room, index);
+        self.owe(key, notice);
+        let Some(room) = self.rooms.get_mut(room) else {
+            return;
+        };
+        let cursor = room.member(index).cursor;
+        room.set_cursor(index, room.log.head());
+        self.sent.deliveries += room.log.messages(cursor..room.log.head()) as i64;
+        for bytes in room.log.from(cursor).collect::<Vec<_>>() {
+            self.owe(key, bytes);
+        }
+    }
+
     /// A send took only `taken` bytes, or failed.
     pub(super) fn handle_short_send(&mut self, staged: &Staged, taken: Result<usize, Errno>) {
         let key = staged.connection;
@@ -288,7 +272,9 @@ impl<I: Io> Shard<I> {
             Source::Outbox(bytes) => {
                 if taken < bytes.len() {
                     let from = taken + usize::from(planted(Bug::RemainderOffByOne));
-                    connection.extra().outbox.push_front(bytes.slice(from..));
+                    let rest = bytes.slice(from..);
+                    let rest = if bytes.is_unique() { rest } else { own(rest) };
+                    connection.extra().outbox.push_front(rest);
                 }
             }
             &Source::Room { room, cursor, len } => self.take_back(key, room, cursor, len, taken),
@@ -309,8 +295,10 @@ impl<I: Io> Shard<I> {
             connection.poll_writable = true;
             self.io.submit(Operation::PollWritable { socket, token: token(key) });
         }
-        if connection.phase == Phase::Open {
-            self.set_deadline(key, self.limits.send_timeout);
+        match connection.phase {
+            Phase::Open => self.time_sends(key),
+            phase if phase.is_ending() => self.time_end(key),
+            _ => {}
         }
     }
 
@@ -327,9 +315,7 @@ impl<I: Io> Shard<I> {
         self.sent.deliveries -= room.log.messages(next..cursor + u64::from(len)) as i64;
         room.fall_behind(index, if planted(Bug::RemainderSentTwice) { cursor } else { next });
         if !rest.is_empty() {
-            let rest =
-                if rest.len() <= REST_COPIED_MAX { Bytes::copy_from_slice(&rest) } else { rest };
-            connection.extra().outbox.push_front(rest);
+            connection.extra().outbox.push_front(own(rest));
         }
     }
 
@@ -339,15 +325,13 @@ impl<I: Io> Shard<I> {
             return;
         };
         connection.poll_writable = false;
+        connection.take_send_by();
         match connection.phase {
             Phase::Dead => self.free_if_idle(key),
             phase => {
                 match phase {
                     Phase::Open => self.time_message(key, true),
-                    // It takes what it is owed: only `drain_timeout` cuts it then.
-                    Phase::Closing | Phase::Draining if self.drain.is_some() => {
-                        self.set_deadline(key, self.limits.close_timeout);
-                    }
+                    phase if phase.is_ending() => self.time_end(key),
                     _ => {}
                 }
                 if !planted(Bug::WritableForgotten) {
@@ -357,193 +341,13 @@ impl<I: Io> Shard<I> {
             }
         }
     }
+}
 
-    /// Answers an upgrade request with an error and ends the connection.
-    pub(super) fn refuse(&mut self, key: Key, error: HandshakeError) {
-        self.refuse_method(key, Method::Get, error);
-    }
-
-    /// The same for a request whose method is known.
-    pub(super) fn refuse_method(&mut self, key: Key, method: Method, error: HandshakeError) {
-        handshake::encode_refusal(error, method, &mut self.replies);
-        self.queue_replies(key);
-        self.finish(key, Reason::Refused(error));
-    }
-
-    /// The peer broke the protocol: says so and ends the connection (RFC 6455 §7.1.7).
-    pub(super) fn fail(&mut self, key: Key, error: ProtocolError) {
-        // One close is all a peer gets.
-        if self.connections.get(key).is_some_and(|connection| connection.phase == Phase::Open) {
-            encode_close(Some(error.close_code()), error.reason(), &mut self.replies);
-        }
-        self.queue_replies(key);
-        self.finish(key, Reason::Violation(error));
-    }
-
-    /// Closes an open connection from our side, after everything it is owed by its rooms.
-    pub(super) fn close_gracefully(
-        &mut self,
-        key: Key,
-        code: CloseCode,
-        words: &str,
-        reason: Reason,
-    ) {
-        let rooms: Vec<_> = match self.connections.get(key) {
-            Some(connection) => connection.memberships.iter().collect(),
-            None => return,
-        };
-        for (room, index) in rooms.into_iter().filter(|_| !planted(Bug::ClosedBeforeSent)) {
-            self.owe_room(key, room, index);
-        }
-        self.close(key, code, words, reason);
-    }
-
-    /// Closes an open connection from our side (RFC 6455 §7.1.2): sends a close and waits for the
-    /// peer's.
-    pub(super) fn close(&mut self, key: Key, code: CloseCode, words: &str, reason: Reason) {
-        self.note_end(key, reason);
-        self.leave_rooms(key);
-        self.enter_phase(key, Phase::Closing);
-        if let Some(connection) = self.connections.get_mut(key) {
-            connection.waiting = false;
-        }
-        encode_close(Some(code), words, &mut self.replies);
-        self.queue_replies(key);
-        self.set_deadline(key, self.limits.close_timeout);
-        self.resume(key);
-    }
-
-    /// Puts what a member has not been sent yet of its room's log into its outbox, as far as that
-    /// is kept for it.
-    pub(super) fn owe_room(&mut self, key: Key, room: Key, index: u32) {
-        let notice = self.skip(key, room, index);
-        self.owe(key, notice);
-        let Some(room) = self.rooms.get_mut(room) else {
-            return;
-        };
-        let cursor = room.member(index).cursor;
-        room.set_cursor(index, room.log.head());
-        self.sent.deliveries += room.log.messages(cursor..room.log.head()) as i64;
-        for bytes in room.log.from(cursor).collect::<Vec<_>>() {
-            self.owe(key, bytes);
-        }
-    }
-
-    /// The polite end: sends what is owed, half-closes, discards what still arrives. Nothing the
-    /// peer says matters any more.
-    pub(super) fn finish(&mut self, key: Key, reason: Reason) {
-        let Some(connection) = self.connections.get(key) else {
-            return;
-        };
-        match connection.phase {
-            Phase::Draining | Phase::Dead => return,
-            Phase::Closing => {}
-            Phase::Preface | Phase::Opening | Phase::Joining | Phase::Open => {
-                self.note_end(key, reason);
-            }
-        }
-        self.leave_rooms(key);
-        self.enter_phase(key, Phase::Draining);
-        let Some(connection) = self.connections.get_mut(key) else {
-            return;
-        };
-        connection.waiting = false;
-        connection.decoder.reset(&mut self.budget);
-        if let Some(extra) = &mut connection.extra {
-            extra.held = Vec::new();
-        }
-        connection.trim();
-        self.set_deadline(key, self.limits.close_timeout);
-        self.queue(key);
-        self.watch_input(key);
-    }
-
-    /// All is sent: tells the peer so, and waits for its end.
-    fn half_close(&mut self, key: Key) {
-        let Some(connection) = self.connections.get_mut(key) else {
-            return;
-        };
-        if connection.end_of_file {
-            return self.release(key);
-        }
-        if !connection.half_closed {
-            connection.half_closed = true;
-            let socket = connection.socket;
-            self.io.submit(Operation::Shutdown { socket, how: Shutdown::Write });
-        }
-    }
-
-    /// The peer will send no more.
-    pub(super) fn handle_end_of_file(&mut self, key: Key) {
-        let Some(connection) = self.connections.get_mut(key) else {
-            return;
-        };
-        connection.end_of_file = true;
-        match connection.phase {
-            Phase::Draining if connection.half_closed => self.release(key),
-            Phase::Draining => self.queue(key),
-            _ => self.finish(key, Reason::PeerGone),
-        }
-    }
-
-    /// Ends the connection at once, whatever it is owed.
-    pub(super) fn retire(&mut self, key: Key, reason: Reason) {
-        match self.connections.get(key).map(|connection| connection.phase) {
-            Some(Phase::Preface | Phase::Opening | Phase::Joining | Phase::Open) => {
-                self.note_end(key, reason);
-            }
-            Some(Phase::Closing | Phase::Draining) => {}
-            Some(Phase::Dead) | None => return,
-        }
-        self.release(key);
-    }
-
-    /// Gives up everything but the slot, and that as soon as nothing is armed on the socket.
-    fn release(&mut self, key: Key) {
-        self.leave_rooms(key);
-        self.clear_deadline(key);
-        self.enter_phase(key, Phase::Dead);
-        let Some(connection) = self.connections.get_mut(key) else {
-            return;
-        };
-        if !planted(Bug::LeakedBudget) {
-            connection.decoder.reset(&mut self.budget);
-        }
-        connection.extra = None;
-        if connection.is_armed() {
-            // Completes what is armed. Closing alone would not even close the connection: what
-            // is armed holds on to the socket.
-            let socket = connection.socket;
-            self.io.submit(Operation::Shutdown { socket, how: Shutdown::Both });
-        }
-        self.free_if_idle(key);
-    }
-
-    /// Closes the socket of a dead connection and frees its slot, once nothing is armed on it.
-    pub(super) fn free_if_idle(&mut self, key: Key) {
-        let Some(connection) = self.connections.get(key) else {
-            return;
-        };
-        let armed = connection.is_armed() && !planted(Bug::ClosedWhileArmed);
-        if connection.phase == Phase::Dead && !armed {
-            let socket = connection.socket;
-            self.authority.remove(key);
-            self.forget(key, connection.admitted);
-            self.connections.remove(key);
-            self.phases.leave(Phase::Dead);
-            self.io.submit(Operation::Close { socket });
-            // A descriptor is free: whoever waits in the backlog may come in.
-            self.accept_at = None;
-        }
-    }
-
-    /// Moves the connection on in its life; nothing else does.
-    pub(super) fn enter_phase(&mut self, key: Key, phase: Phase) {
-        if let Some(connection) = self.connections.get_mut(key) {
-            let was = std::mem::replace(&mut connection.phase, phase);
-            self.phases.change(was, phase);
-        }
-    }
+/// What is left of a frame, for as long as a socket is full: in memory of its own, or slow members
+/// would each keep a segment alive for it. What is longer than a segment was not in one, but a
+/// message by itself, which all that were cut in it share.
+fn own(rest: Bytes) -> Bytes {
+    if rest.len() <= SEGMENT_BYTES { Bytes::copy_from_slice(&rest) } else { rest }
 }
 
 /// A connection's key as the token of its polls and receives.

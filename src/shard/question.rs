@@ -14,8 +14,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::calls::{Calls, Inbox, Refused, Ticket};
+use super::closing::Reason;
 use super::connection::Connection;
-use super::output::Reason;
 use super::{LOOKS_PER_TICK, Shard};
 use crate::id::{ConnectionId, HomeHasher, RoomName, ShardId};
 use crate::io::Io;

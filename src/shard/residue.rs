@@ -10,6 +10,8 @@ use crate::io::Io;
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Residue {
     pub(crate) connections: usize,
+    /// Those that wait for their opening handshake to begin; they do not count as connections.
+    pub(crate) parked: usize,
     /// Of all shards together, in all and counted by address.
     pub(crate) census: (usize, usize),
     pub(crate) proxied: usize,
@@ -45,6 +47,7 @@ impl<I: Io> Shard<I> {
         assert_eq!(self.phases, phases, "connections are counted as they are");
         Residue {
             connections: self.connections.len(),
+            parked: self.parked.len(),
             census: self.ends.census.totals(),
             proxied: self.proxied_len(),
             rooms: self.rooms.len(),
@@ -77,6 +80,12 @@ impl<I: Io> Shard<I> {
     pub(crate) fn sweeps(&self) -> impl Iterator<Item = (&RoomName, u64, u64, usize)> {
         let rooms = self.rooms.iter();
         rooms.map(|room| (&room.name, room.sweep.swept(), room.lag(), room.members().len()))
+    }
+
+    /// Opening handshakes under way.
+    #[cfg(test)]
+    pub(crate) fn handshakes(&self) -> usize {
+        self.phases.handshakes()
     }
 
     /// Whether something waits for room in a mailbox.

@@ -12,8 +12,9 @@ use std::time::Instant;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::closing::Reason;
 use super::connection::Connection;
-use super::output::{Noticed, Reason, Source};
+use super::output::{Noticed, Source};
 use super::{POLICIES_PER_TICK, Shard};
 use crate::config::SlowConsumer;
 use crate::dialect::Endpoint;

@@ -368,10 +368,11 @@ impl Peer {
         let heartbeats = plan.heartbeats.as_ref()?;
         let at = self.vanished_at.filter(|_| !net.is_closed_by_server(self.link))?;
         let silence = heartbeats.ping_interval.expect("they are on") + heartbeats.pong_timeout;
-        // What waits for a socket that is full, and then for the answer to a close.
-        let full = limits.send_timeout + limits.close_timeout;
+        // Who was too slow, and is being closed, has as long to take what waits for a socket that
+        // is full, and then to answer.
+        let full = limits.send_timeout.max(limits.close_timeout) + limits.close_timeout;
         let mut by = at + silence + HAND_SLACK;
-        if !self.eager {
+        if !self.eager && !plan.roomy {
             by += full;
         }
         // Stalls that follow on each other cost the hand time. A poll that completes for nothing

@@ -321,6 +321,7 @@ impl World {
             let work = residue.owed + residue.active + residue.stalled + residue.links;
             assert_eq!(work + residue.mail + residue.unflushed, 0, "shard {shard}: {residue:?}");
             assert_eq!(residue.log_bytes_max, 0, "shard {shard} keeps what everybody has");
+            assert_eq!(residue.parked, 0, "shard {shard} lets them wait for nothing");
         }
     }
 
@@ -589,6 +590,8 @@ impl World {
         }
         let Some(running) = &self.shards[shard] else { return };
         self.fairness[shard].check(running);
+        let (handshakes, max) = (running.handshakes(), self.limits.handshakes_max);
+        assert!(handshakes <= max, "{handshakes} handshakes on shard {shard}, {max} allowed");
         let often = 16.max(self.plan.peers_at_once as u64);
         if self.steps.is_multiple_of(often) {
             let residue = running.residue();

@@ -328,11 +328,11 @@ impl Peer {
         let page = self.kind == Kind::Refused(200);
         // It may have come in part: then nobody knows yet what it is.
         let answered = self.status != Some(101) && net.clock >= self.since + plan.close_timeout;
-        // A slow consumer has only so long to take the close that tells it so.
-        // Nor has it long to answer a ping in some worlds.
+        // It has not long to answer a ping in some worlds.
         let hasty = plan.heartbeats.is_some_and(|it| it.pong_timeout < 6 * SLACK);
-        let slow = !self.eager || plan.is_busy();
-        let slow = slow && (ending || page || answered || hasty || !plan.roomy);
+        // A slow reader has all the time it needs, if it takes something now and then.
+        let slow = plan.is_busy() && (ending || page || answered || !plan.roomy);
+        let slow = slow || hasty && (!self.eager || plan.is_busy());
         // What it had written before its own close was too much for the time it has.
         let late = self.got_close && net.clock + SLACK >= self.closed_at + plan.close_timeout;
         if self.long_stall || self.lingers || slow || late {
