@@ -309,6 +309,19 @@ fn a_reader_that_pauses_for_longer_than_close_timeout_still_hears_why_it_was_clo
 }
 
 #[test]
+fn messages_get_too_old_also_when_nothing_more_comes() {
+    let server = server("ticker:*=disconnect/1GiB/1s");
+    let count = messages_past(0);
+    let mut scene = Scene::new(&server, Dialect::Native);
+    scene.publish(1..=count);
+    // Nobody publishes, and the slow one reads nothing.
+    let disconnected = ["fanwire_disconnects_total{", "reason=\"slow_consumer\""];
+    wait_until("the slow reader is disconnected", || metric(&server, &disconnected) > 0.0);
+    let seen = scene.slow.read_to(count);
+    assert!(matches!(seen.close, Some((1013, _))), "{seen:?}");
+}
+
+#[test]
 fn what_is_older_than_the_age_counts_as_too_far_behind() {
     const AGE: Duration = Duration::from_secs(1);
     for (policy, dialect) in [
