@@ -32,14 +32,15 @@
 //! | its display name, counted by reference: 16 and as long as it is |          |   16 + n |
 //! | **in all**                                                      |   **96** | **184 + n** |
 //!
-//! Of the 72 bytes of a [`Connection`] the links of the deadlines' wheel take 12, the idle decoder
-//! 8, the rooms 16, the pointer to [`Extra`] 8, and what operators want to know of a connection
-//! that ends (since when it was there, how many messages came from it) 8. Slots and places come in
-//! chunks of 256, so nothing on `/raw` is an allocation of its own; the chunks' own addresses come
-//! to less than a byte. On `/ws` there are three, each rounded up to 16 bytes by the allocator; the
-//! second room makes the list of rooms grow to four. Nothing else grows with members: names of
-//! rooms are kept per room. (`benches/instructions` counts the allocations and their bytes on a
-//! running shard.)
+//! Of the 72 bytes of a [`Connection`] the socket takes 4, the links of the deadlines' wheel 12,
+//! the tick of the last send 4, twelve states and flags a byte each, the idle decoder 8, the rooms
+//! 16, the pointer to [`Extra`] 8, and what operators want to know of a connection that ends (since
+//! when it was there, how many messages came from it) 8; the slot adds its generation and the link
+//! of the free ones, 8. Slots and places come in chunks of 256, so nothing on `/raw` is an
+//! allocation of its own; the chunks' own addresses come to less than a byte. On `/ws` there are
+//! three, each rounded up to 16 bytes by the allocator; the second room makes the list of rooms
+//! grow to four. Nothing else grows with members: names of rooms are kept per room.
+//! (`benches/instructions` counts the allocations and their bytes on a running shard.)
 //!
 //! Beside them a connection with a name, or a token's user, has an entry of 10 to 20 bytes in the
 //! shard's table of users ([`super::direct`]), as full as that is.
