@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
@@ -73,11 +75,14 @@ impl Gap {
     fn line(&self, format: LogFormat) -> String {
         let Self { lines, cut } = self;
         let begin = if *cut { "\n" } else { "" };
+        let mut time = String::new();
+        // As in the lines around it; a string takes everything.
+        let _ = SystemTime.format_time(&mut Writer::new(&mut time));
         let message = "log lines are missing here: standard error did not take them";
         match format {
-            LogFormat::Text => format!("{begin} WARN {lines} {message}\n"),
+            LogFormat::Text => format!("{begin}{time}  WARN {lines} {message}\n"),
             LogFormat::Json => format!(
-                r#"{begin}{{"level":"WARN","message":"{message}","missing":{lines}}}{}"#,
+                r#"{begin}{{"timestamp":"{time}","level":"WARN","message":"{message}","missing":{lines}}}{}"#,
                 '\n'
             ),
         }
@@ -168,11 +173,14 @@ mod tests {
     fn a_gap_is_one_line_in_either_format() {
         let line = |cut, format| Gap { lines: 3, cut }.line(format);
         let text = line(false, LogFormat::Text);
-        assert!(text.starts_with(" WARN 3 log lines are missing") && text.ends_with("them\n"));
+        let (time, rest) = text.split_once("  ").expect("a time and two spaces");
+        assert!(time.len() == 27 && time.ends_with('Z'), "{time}");
+        assert!(rest.starts_with("WARN 3 log lines are missing") && rest.ends_with("them\n"));
         let json = line(true, LogFormat::Json);
         // It ends the line of which only the beginning was written.
         let json = json.strip_prefix('\n').and_then(|json| json.strip_suffix('\n'));
         let json: serde_json::Value = serde_json::from_str(json.expect("a line")).expect("JSON");
+        assert!(json["timestamp"].as_str().is_some_and(|time| time.len() == 27), "{json}");
         assert_eq!((&json["level"], &json["missing"]), (&"WARN".into(), &3.into()));
     }
 

@@ -321,6 +321,13 @@ fn a_token_is_renewed_on_the_open_connection() {
     let left = client.receive_reply();
     assert_eq!((left.kind.as_str(), left.room_id.as_deref()), ("left", Some("news")), "{left:?}");
     check_error(&client.ask(r#"{"type":"join","room_id":"news"}"#), "forbidden");
+    let mut admin = Wire::connect(server.admin());
+    admin.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let metrics = String::from_utf8(admin.response().body).expect("it is text");
+    for (code, count) in [("invalid_token", 5), ("missing_field", 1), ("forbidden", 1)] {
+        let line = format!("fanwire_errors_total{{code=\"{code}\"}} {count}\n");
+        assert!(metrics.contains(&line), "{line}{metrics}");
+    }
 
     // It outlives the token that it came with.
     let mut witness = connect(&server, &token(json!({"exp": end})));

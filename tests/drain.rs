@@ -155,13 +155,28 @@ fn a_rate_that_does_not_fit_is_said_and_the_rest_is_cut() {
 fn a_delay_comes_before_anything_else() {
     let mut server = Server::start(&["--shards", "2", "--drain-delay", "1h"]);
     let mut member = Client::join(server.address(), "r", "member");
-    server.signal(libc::SIGTERM);
-    wait_until("it says so", || {
+    let ask = |method: &str, path: &str, body: &str| {
         let mut wire = Wire::connect(server.admin());
-        wire.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n");
-        wire.response().body == br#"{"status":"draining"}"#
-    });
+        let (kind, len) = ("Content-Type: application/json", body.len());
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\n{kind}\r\nContent-Length: {len}\r\n\r\n\
+             {body}"
+        );
+        wire.send(request.as_bytes());
+        let response = wire.response();
+        (response.status, response.json())
+    };
+    server.signal(libc::SIGTERM);
+    let draining = json!({"status": "draining"});
+    wait_until("it says so", || ask("GET", "/health", "") == (200, draining.clone()));
+    assert_eq!(ask("GET", "/ready", ""), (503, draining));
     member.expect_silence();
+    // It goes on with everything, for backends and operators, too.
+    let published = ask("POST", "/v1/publish", r#"{"room_id":"r","content":1}"#);
+    assert_eq!(published, (200, json!({"room_id": "r", "offset": 1})));
+    assert_eq!(member.receive_reply().offset, Some(1));
+    let reloaded = ask("POST", "/v1/reload", "");
+    assert_eq!(reloaded, (200, json!({"changed": [], "needs_restart": []})));
     Client::join(server.address(), "r", "late").expect_silence();
     // The second signal waits for nothing.
     server.signal(libc::SIGTERM);

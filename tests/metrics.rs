@@ -3,7 +3,7 @@
 
 pub mod support;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
 
@@ -245,6 +245,139 @@ fn ready_says_why_not() {
     assert!(server.wait_exit().success());
 }
 
+/// What a counter with a label `code` says, for the codes that have been counted.
+fn codes(server: &Server, name: &str) -> Vec<(String, u64)> {
+    let scrape = Scrape::of(server);
+    let counts = scrape.series().filter_map(|(series, value)| {
+        let code = series.strip_prefix(name)?.strip_prefix("{code=\"")?.strip_suffix("\"}")?;
+        (value > 0.0).then_some((code.to_owned(), value as u64))
+    });
+    counts.collect()
+}
+
+/// How many lines with this message there are of each code.
+fn logged(server: &Server, message: &str) -> Vec<(String, u64)> {
+    let mut codes = BTreeMap::new();
+    for line in server.log().lines() {
+        let line: Value = serde_json::from_str(line).expect("JSON");
+        if line["message"] == message {
+            assert_eq!(line["level"], "DEBUG");
+            *codes.entry(line["code"].as_str().expect("a code").to_owned()).or_default() += 1;
+        }
+    }
+    codes.into_iter().collect()
+}
+
+fn sorted(mut counts: Vec<(String, u64)>) -> Vec<(String, u64)> {
+    counts.sort();
+    counts
+}
+
+const DEBUG: [&str; 4] = ["--log-level", "debug", "--log-format", "json"];
+
+#[test]
+fn every_native_error_is_counted_and_logged() {
+    let limits =
+        ["--rooms-per-connection-max", "2", "--members-per-room-max", "few=1", "--rooms-max", "2"];
+    let server = Server::start(&[&["--shards", "1"], &DEBUG[..], &limits[..]].concat());
+    let mut first = Client::connect(server.address(), "/ws");
+    first.join_room("few", "alice");
+    let mut client = Client::connect(server.address(), "/ws");
+    client.send_binary(b"PAYLOAD");
+    assert_eq!(client.receive_reply().code.as_deref(), Some("invalid_message"));
+    for (ask, code) in [
+        ("PAYLOAD", "invalid_json"),
+        (r#"["PAYLOAD"]"#, "invalid_message"),
+        (r#"{"type":"fly"}"#, "unknown_type"),
+        (r#"{"type":"join"}"#, "missing_field"),
+        (r#"{"type":"join","room_id":""}"#, "invalid_room_id"),
+        (r#"{"type":"join","room_id":"a","user_id":""}"#, "invalid_user_id"),
+        (r#"{"type":"broadcast","room_id":"a","content":"PAYLOAD"}"#, "not_member"),
+        (r#"{"type":"leave","room_id":"a"}"#, "not_member"),
+        (r#"{"type":"auth","token":"PAYLOAD"}"#, "auth_off"),
+        (r#"{"type":"join","room_id":"few"}"#, "room_full"),
+        (r#"{"type":"join","room_id":"a"}"#, ""),
+        (r#"{"type":"join","room_id":"b"}"#, "server_busy"),
+        (r#"{"type":"ping"}"#, ""),
+    ] {
+        assert_eq!(client.ask(ask).code.as_deref().unwrap_or_default(), code, "{ask}");
+    }
+    first.join_room("a", "alice");
+    let reply = first.ask(r#"{"type":"join","room_id":"c"}"#);
+    assert_eq!(reply.code.as_deref(), Some("too_many_rooms"));
+    let expected = [
+        ("auth_off", 1),
+        ("invalid_json", 1),
+        ("invalid_message", 2),
+        ("invalid_room_id", 1),
+        ("invalid_user_id", 1),
+        ("missing_field", 1),
+        ("not_member", 2),
+        ("room_full", 1),
+        ("server_busy", 1),
+        ("too_many_rooms", 1),
+        ("unknown_type", 1),
+    ];
+    let expected: Vec<_> = expected.map(|(code, count)| (code.to_owned(), count)).into();
+    assert_eq!(sorted(codes(&server, "fanwire_errors_total")), expected);
+    wait_until("the lines are there", || logged(&server, "request refused") == expected);
+    assert!(!server.log().contains("PAYLOAD"), "{}", server.log());
+}
+
+#[test]
+fn every_refusal_of_the_admin_interface_is_counted_and_logged() {
+    let server = Server::start(&[&["--shards", "1"], &DEBUG[..]].concat());
+    let ask = |line: &str, fields: &str, body: &str| {
+        let mut wire = Wire::connect(server.admin());
+        let (host, len) = ("Host: localhost", body.len());
+        let head = format!("{line} HTTP/1.1\r\n{host}\r\n{fields}Content-Length: {len}\r\n\r\n");
+        wire.send(&[head.as_bytes(), body.as_bytes()].concat());
+        wire.response()
+    };
+    let json = "Content-Type: application/json\r\n";
+    let foreign = "Origin: https://evil.example\r\n";
+    for (line, fields, body, status) in [
+        ("GET /SECRET", "", "", 404),
+        ("DELETE /health", "", "", 405),
+        ("POST /v1/publish", "", "SECRET", 415),
+        ("POST /v1/publish", json, "SECRET", 400),
+        ("POST /v1/disconnect", foreign, "SECRET", 403),
+        ("GET /v1/rooms/raw/SECRET", "", "", 404),
+        ("GET /v1/top?n=SECRET", "", "", 400),
+        // What is refused of a batch that is not.
+        (
+            "POST /v1/publish/batch",
+            json,
+            r#"{"items":["SECRET",{},{"room_id":"a","text":""}]}"#,
+            200,
+        ),
+        ("GET /health", "", "", 200),
+    ] {
+        assert_eq!(ask(line, fields, body).status, status, "{line}");
+    }
+    // What the HTTP library cannot read.
+    let mut wire = Wire::connect(server.admin());
+    wire.send(b"SECRET\r\n\r\n");
+    assert_eq!(wire.response().status, 400);
+    let expected = [
+        ("cross_site", 1),
+        ("invalid_json", 1),
+        ("invalid_message", 1),
+        ("invalid_parameter", 1),
+        ("malformed_request", 1),
+        ("method_not_allowed", 1),
+        ("missing_field", 1),
+        ("not_found", 1),
+        ("unknown_room", 1),
+        ("unsupported_media_type", 1),
+    ];
+    let expected: Vec<_> = expected.map(|(code, count)| (code.to_owned(), count)).into();
+    // The last one is counted when its connection ends.
+    wait_until("all are counted", || codes(&server, "fanwire_admin_refused_total") == expected);
+    wait_until("the lines are there", || logged(&server, "admin request refused") == expected);
+    assert!(!server.log().contains("SECRET"), "{}", server.log());
+}
+
 #[test]
 fn a_connection_that_ends_is_one_line_without_secrets() {
     let server = Server::start(&["--log-level", "debug", "--log-format", "json"]);
@@ -314,8 +447,14 @@ fn the_dashboard_and_the_alerts_ask_for_what_exists() {
         serde_json::from_str(&file("docs/grafana-dashboard.json")).expect("it is JSON");
     let mut queries = Vec::new();
     strings_at(&dashboard, "expr", &mut queries);
-    assert!(queries.len() > 15, "{}", queries.len());
-    queries.into_iter().for_each(check);
+    queries.iter().copied().for_each(check);
+    // And the other way round: whatever there is can be seen.
+    let shown: BTreeSet<_> = queries.iter().flat_map(|query| metrics_in(query)).collect();
+    for (family, kind) in scrape.families() {
+        let bucket = format!("{family}_bucket");
+        let name = if kind == "histogram" { &bucket } else { family };
+        assert!(shown.contains(name), "{family} is not on the dashboard");
+    }
 
     let rules = file("docs/alerts.yaml");
     let rules = Yaml::load_from_str(&rules).expect("it is YAML");

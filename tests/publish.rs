@@ -401,14 +401,7 @@ fn a_shard_that_is_behind_is_answered_429() {
         backend.send("POST", ONE, "Content-Type: application/json\r\n", item);
     }
     // One more than fit: whichever was the last.
-    let mut refused = None;
-    wait_until("one of them is refused", || {
-        refused = backends.iter_mut().position(|backend| backend.0.has_input());
-        refused.is_some()
-    });
-    let response = backends.swap_remove(refused.expect("waited for")).0.response();
-    assert_eq!((response.status, response.field("retry-after")), (429, Some("1")));
-    assert_eq!(error_code(&response.json()), "server_busy");
+    wait_for_a_refusal(&mut backends);
     // Nothing of a batch fits: it is refused as a whole.
     let batch = json!({"items": [{"room_id": "a", "content": 1}, 7, {"room_id": "a", "text": ""}]});
     let mut late = Backend::connect(&server);
@@ -419,21 +412,68 @@ fn a_shard_that_is_behind_is_answered_429() {
     assert_eq!(codes, ["server_busy", "invalid_message", "server_busy"]);
 
     drop(stopped);
-    let mut offsets: Vec<_> = backends
-        .iter_mut()
-        .map(|backend| {
-            let response = backend.0.response();
-            assert_eq!(response.status, 200);
-            response.json()["offset"].as_u64()
-        })
-        .collect();
+    let count = expect_published(backends, &mut member);
+    assert!(count <= QUEUE as u64, "{count}");
+    assert_eq!(late.publish(json!({"room_id": "a", "content": 1})), Some(count + 1));
+}
+
+/// Waits until one of them is answered, and takes it out: it must be refused for now.
+fn wait_for_a_refusal(backends: &mut Vec<Backend>) {
+    let mut refused = None;
+    wait_until("one of them is refused", || {
+        refused = backends.iter_mut().position(|backend| backend.0.has_input());
+        refused.is_some()
+    });
+    let response = backends.swap_remove(refused.expect("waited for")).0.response();
+    assert_eq!((response.status, response.field("retry-after")), (429, Some("1")));
+    assert_eq!(error_code(&response.json()), "server_busy");
+}
+
+/// Takes the answers of publishes that had to wait: whatever was not refused was published, and
+/// nothing else reaches the member. Gives how many were.
+fn expect_published(backends: Vec<Backend>, member: &mut Client) -> u64 {
+    let mut offsets = Vec::new();
+    for mut backend in backends {
+        let response = backend.0.response();
+        assert!([200, 429].contains(&response.status), "{response:?}");
+        if response.status == 200 {
+            offsets.extend(response.json()["offset"].as_u64());
+        }
+    }
     offsets.sort_unstable();
-    assert_eq!(offsets, (1..=QUEUE as u64).map(Some).collect::<Vec<_>>());
+    assert_eq!(offsets, (1..=offsets.len() as u64).collect::<Vec<_>>());
     for offset in &offsets {
-        assert_eq!(member.receive_reply().offset, *offset);
+        assert_eq!(member.receive_reply().offset, Some(*offset));
     }
     member.expect_silence();
-    assert_eq!(late.publish(json!({"room_id": "a", "content": 1})), Some(QUEUE as u64 + 1));
+    offsets.len() as u64
+}
+
+#[test]
+fn single_publishes_that_wait_for_a_stuck_shard_do_not_keep_others_out() {
+    /// Requests that are carried out at once. The queue of the shard has room for many more.
+    const PLACES: usize = 64;
+    let server = Server::start(&["--shards", "1"]);
+    let mut member = Client::join(server.address(), "a", "alice");
+    let stopped = server.stop_thread("fanwire-shard-0");
+    let mut waiting: Vec<Backend> = (0..=PLACES).map(|_| Backend::connect(&server)).collect();
+    for backend in &mut waiting {
+        let item = br#"{"room_id":"a","content":1}"#;
+        backend.send("POST", ONE, "Content-Type: application/json\r\n", item);
+    }
+    wait_for_a_refusal(&mut waiting);
+    // Who comes now is answered, also when as many connections are kept as there may be.
+    let mut kept = Vec::new();
+    for _ in 0..10 {
+        for path in ["/health", "/ready", "/metrics", "/v1/stats"] {
+            let mut other = Backend::connect(&server);
+            other.send("GET", path, "", b"");
+            assert_eq!(other.0.response().status, 200, "{path}");
+            kept.push(other);
+        }
+    }
+    drop(stopped);
+    assert!(expect_published(waiting, &mut member) > 0);
 }
 
 #[test]

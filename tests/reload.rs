@@ -6,8 +6,8 @@ use std::{fs, net::SocketAddr, path::PathBuf};
 
 use serde_json::{Value, json};
 use support::{
-    Client, Response, Server, Wire, fanwire, frame, free_port, head_of, rows, upgrade_request,
-    wait_until,
+    Client, Response, Server, Wire, close_frame, fanwire, frame, free_port, head_of, rows,
+    upgrade_request, wait_until,
 };
 use tungstenite::Message;
 
@@ -321,10 +321,23 @@ fn post_says_what_changed_and_what_needs_a_restart() {
 }
 
 #[test]
-fn a_server_that_drains_reloads_no_more() {
-    let reloaded = Reloaded::start("drain_delay = \"1h\"\n");
+fn a_server_reloads_before_it_drains_and_no_more_then() {
+    let late = Reloaded::start("drain_delay = \"1h\"\n");
+    late.server.signal(libc::SIGTERM);
+    late.server.wait_log("draining in");
+    late.change("echo", "drain_delay = \"1h\"\necho = true\n");
+    let mut echo = Client::connect(late.address(), "/echo");
+    echo.send_binary(b"twice");
+    assert_eq!(echo.receive(), Message::binary(&b"twice"[..]));
+
+    let mut reloaded = Reloaded::start("close_timeout = \"1m\"\ndrain_timeout = \"1m\"\n");
+    // Its peer has not closed, so the server is still there.
+    let mut last = Wire::open(reloaded.address(), "/ws");
     reloaded.server.signal(libc::SIGTERM);
-    reloaded.server.wait_log("draining in");
+    assert_eq!(last.expect_close(), Some(1001));
     let (status, answer) = reloaded.post("echo = true\n");
     assert_eq!((status, &answer["error"]["code"]), (503, &json!("draining")), "{answer}");
+    last.send(&close_frame(1001, ""));
+    drop(last);
+    assert!(reloaded.server.wait_exit().success());
 }

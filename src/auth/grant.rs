@@ -132,10 +132,11 @@ fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> 
 }
 
 fn optional_seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
-    seconds(deserializer).map(Some)
+    // As `iss`: a claim that is null is one that is not there.
+    Option::<f64>::deserialize(deserializer).map(|seconds| seconds.map(|seconds| seconds as u64))
 }
 
-/// One string or an array of them, as `aud` may be (RFC 7519 §4.1.3).
+/// One string or an array of them, as `aud` may be (RFC 7519 §4.1.3), or null.
 fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -143,9 +144,10 @@ fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
         One(String),
         Many(Vec<String>),
     }
-    Ok(match Audience::deserialize(deserializer)? {
-        Audience::One(one) => vec![one],
-        Audience::Many(many) => many,
+    Ok(match Option::<Audience>::deserialize(deserializer)? {
+        None => Vec::new(),
+        Some(Audience::One(one)) => vec![one],
+        Some(Audience::Many(many)) => many,
     })
 }
 

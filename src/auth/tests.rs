@@ -209,6 +209,9 @@ fn times_are_held_to_the_second() {
     check(5, json!({"nbf": NOW + 5}), Ok(NOW + 60));
     check(5, json!({"nbf": NOW + 6}), Err(TokenError::NotYetValid));
     check(300, json!({"nbf": 1e300}), Err(TokenError::NotYetValid));
+    // Null is not there, for every claim that may be left out.
+    check(0, json!({"nbf": null, "iss": null, "aud": null}), Ok(NOW + 60));
+    check(0, json!({"exp": null}), Err(TokenError::Claims));
 }
 
 #[test]
@@ -223,6 +226,8 @@ fn issuer_and_audience() {
         (json!({"iss": "https://id.example", "aud": ["other", "fanwire"]}), Ok(())),
         (json!({"iss": "https://id.example/", "aud": "fanwire"}), Err(TokenError::WrongIssuer)),
         (json!({"aud": "fanwire"}), Err(TokenError::WrongIssuer)),
+        (json!({"iss": null, "aud": "fanwire"}), Err(TokenError::WrongIssuer)),
+        (json!({"iss": "https://id.example", "aud": null}), Err(TokenError::WrongAudience)),
         (json!({"iss": ["https://id.example"], "aud": "fanwire"}), Err(TokenError::Claims)),
         (json!({"iss": "https://id.example"}), Err(TokenError::WrongAudience)),
         (json!({"iss": "https://id.example", "aud": ["Fanwire"]}), Err(TokenError::WrongAudience)),

@@ -5,6 +5,7 @@
 //! Bounded like the rest: so many connections, so long to send a request, so large a body, so long
 //! to take an answer.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::handler::Handler;
-use axum::http::header::EXPECT;
+use axum::http::header::{CONNECTION, EXPECT, HeaderValue};
 use axum::http::{Method, Request, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter, on};
@@ -35,9 +36,11 @@ use tower_service::Service;
 use tracing::{debug, warn};
 
 use super::api::{self, Api, LiveLimits, Obstacle, Refusal};
+use super::failure::{Failure, REQUESTS_MAX};
 use super::guard::Guard;
 use super::monitor::Stats;
-use super::{failure, metrics, operator, page, profile, publish, reload, rooms};
+use super::refusal::{Code, Refusals};
+use super::{metrics, operator, page, profile, publish, reload, rooms};
 use crate::logging::Limiter;
 
 impl Api {
@@ -51,7 +54,7 @@ impl Api {
         listener.set_nonblocking(true)?;
         let listener = Rc::new(TcpListener::from_std(listener)?);
         let site = Site::new(guard, self);
-        // Each task serves one connection after the other: the bound needs no counting.
+        // Each task serves one connection after the other: there are no more.
         for _ in 0..CONNECTIONS_MAX {
             monoio::spawn(serve_in_turn(listener.clone(), site.clone()));
         }
@@ -115,8 +118,14 @@ async fn serve_in_turn(listener: Rc<TcpListener>, site: Site) {
         match listener.accept().await {
             Ok((stream, peer)) => {
                 let Ok(stream) = stream.into_poll_io() else { continue };
+                let _place = site.connections.take();
                 if let Err(error) = serve(stream, site.clone()).await {
                     debug!("admin connection from {peer}: {error}");
+                    if error.is_parse() {
+                        // The HTTP library has answered it.
+                        let code = const { Code::of("malformed_request") };
+                        site.refusals.note(StatusCode::BAD_REQUEST, code);
+                    }
                 }
             }
             // Out of descriptors, most likely: others must close before it gets better.
@@ -152,22 +161,52 @@ where
 }
 
 /// Answers requests once they are here as a whole: no handler waits for a peer.
+///
+/// A request takes a place, unless it is one of those that are answered [`AT_ONCE`]: they must be
+/// answered also while a shard is stuck and every place is held by who waits for it. There are more
+/// connections than places, and while all are in use each ends with its next answer: so one that
+/// waits to be accepted waits for those before it, and not for what they may ask next.
 #[derive(Debug, Clone)]
 pub(super) struct Site {
     guard: Guard,
     router: Router,
     limits: LiveLimits,
+    refusals: Refusals,
+    requests: Places,
+    connections: Places,
 }
 
 impl Site {
     pub(super) fn new(guard: Guard, api: Api) -> Self {
-        Self { guard, limits: api.limits.clone(), router: api.router() }
+        Self {
+            guard,
+            limits: api.limits.clone(),
+            refusals: api.refusals.clone(),
+            requests: Places::new(REQUESTS_MAX),
+            connections: Places::new(CONNECTIONS_MAX),
+            router: api.router(),
+        }
     }
 
-    async fn answer(mut self, request: Request<Incoming>) -> Result<Response, hyper::Error> {
+    async fn answer(self, request: Request<Incoming>) -> Result<Response, hyper::Error> {
+        let (refusals, connections) = (self.refusals.clone(), self.connections.clone());
+        let mut response = self.carry_out(request).await?;
+        if let Some(&code) = response.extensions().get::<Code>() {
+            refusals.note(response.status(), code);
+        }
+        if connections.are_taken() {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(response)
+    }
+
+    async fn carry_out(mut self, request: Request<Incoming>) -> Result<Response, hyper::Error> {
         let body_bytes_max = self.limits.get().publish_bytes_max;
         let (head, body) = request.into_parts();
-        let refused = self.guard.check(&head).err();
+        let needs_place = !AT_ONCE.contains(&head.uri.path()) || !body.is_end_stream();
+        let place = needs_place.then(|| self.requests.take());
+        let busy = matches!(place, Some(None)).then(|| Failure::Busy.into());
+        let refused = self.guard.check(&head).err().or(busy);
         // Of a body that nobody will look at nothing is kept.
         let bytes_max = if refused.is_some() { 0 } else { body_bytes_max };
         let too_long = body.size_hint().lower() > bytes_max as u64;
@@ -187,6 +226,40 @@ impl Site {
         };
         let response = self.router.call(Request::from_parts(head, body)).await;
         Ok(response.unwrap_or_else(|never: Infallible| match never {}))
+    }
+}
+
+/// So many may be taken at once, on this thread. Cloning shares them.
+#[derive(Debug, Clone)]
+struct Places {
+    max: usize,
+    taken: Rc<Cell<usize>>,
+}
+
+/// Taken until it is dropped.
+struct Place(Rc<Cell<usize>>);
+
+impl Places {
+    fn new(max: usize) -> Self {
+        Self { max, taken: Rc::default() }
+    }
+
+    fn are_taken(&self) -> bool {
+        self.taken.get() >= self.max
+    }
+
+    fn take(&self) -> Option<Place> {
+        if self.are_taken() {
+            return None;
+        }
+        self.taken.set(self.taken.get() + 1);
+        Some(Place(Rc::clone(&self.taken)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 
@@ -239,30 +312,33 @@ const DESCRIPTION: &str = include_str!("../../docs/openapi.json");
 
 const NOT_FOUND: Refusal = Refusal {
     status: StatusCode::NOT_FOUND,
-    code: "not_found",
+    code: Code::of("not_found"),
     message: "There is nothing here; GET /v1/openapi.json says what there is.",
 };
 
 const METHOD_NOT_ALLOWED: Refusal = Refusal {
     status: StatusCode::METHOD_NOT_ALLOWED,
-    code: "method_not_allowed",
+    code: Code::of("method_not_allowed"),
     message: "Use the method in the field Allow; GET /v1/openapi.json says what it does.",
 };
 
 const REQUEST_TIMEOUT: Refusal = Refusal {
     status: StatusCode::REQUEST_TIMEOUT,
-    code: "request_timeout",
+    code: Code::of("request_timeout"),
     message: "The request was not complete in time; send its body at once.",
 };
 
 const BODY_TOO_LONG: Refusal = Refusal {
     status: StatusCode::PAYLOAD_TOO_LARGE,
-    code: "body_too_long",
+    code: Code::of("body_too_long"),
     message: "The body is longer than publish_bytes_max; send several requests, or raise it.",
 };
 
+/// What waits for no shard and has no body. See [`Site`].
+const AT_ONCE: [&str; 6] = ["/", "/health", "/ready", "/metrics", "/v1/stats", "/v1/openapi.json"];
+
 /// Connections at once; more wait to be accepted.
-const CONNECTIONS_MAX: usize = failure::REQUESTS_MAX;
+const CONNECTIONS_MAX: usize = REQUESTS_MAX + 16;
 
 /// Connections that may wait to be accepted.
 pub(super) const BACKLOG: i32 = 64;

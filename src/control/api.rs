@@ -12,6 +12,7 @@ use serde_json::json;
 use super::desk::Desk;
 use super::monitor::Monitor;
 use super::questions::Questions;
+use super::refusal::{Code, Refusals};
 use super::reload::SharedReloader;
 use crate::config::Limits;
 use crate::dialect::publish::PublishError;
@@ -27,6 +28,7 @@ pub(super) struct Api {
     pub(super) monitor: Monitor,
     pub(super) reloader: SharedReloader,
     pub(super) log: Threshold,
+    pub(super) refusals: Refusals,
 }
 
 impl Api {
@@ -67,17 +69,33 @@ impl LiveLimits {
     }
 }
 
-/// What `/health` reports.
+/// What `/health` reports, and whether requests are still carried out. Cloning shares it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Health(Arc<AtomicBool>);
+pub(super) struct Health(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    draining: AtomicBool,
+    refuses: AtomicBool,
+}
 
 impl Health {
+    /// The server is going to end: it says so, and goes on until [`Health::set_refusing`].
     pub(super) fn set_draining(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on nothing is published any more.
+    pub(super) fn set_refusing(&self) {
+        self.0.refuses.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn is_draining(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.draining.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn refuses(&self) -> bool {
+        self.0.refuses.load(Ordering::Relaxed)
     }
 }
 
@@ -139,7 +157,7 @@ pub(super) fn json_of(status: StatusCode, value: &impl Serialize) -> Response {
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
     /// For programs.
-    pub(super) code: &'static str,
+    pub(super) code: Code,
     /// For people: what is wrong and what to do.
     pub(super) message: &'static str,
 }
@@ -147,7 +165,7 @@ pub(super) struct Refusal {
 impl Refusal {
     /// Writes it as JSON.
     pub(super) fn put(self, out: &mut Vec<u8>) {
-        let error = json!({"error": {"code": self.code, "message": self.message}});
+        let error = json!({"error": {"code": self.code.name(), "message": self.message}});
         serde_json::to_writer(out, &error).expect("memory never fails");
     }
 }
@@ -157,9 +175,10 @@ impl IntoResponse for Refusal {
         let mut body = Vec::new();
         self.put(&mut body);
         let mut response = json(self.status, body);
+        response.extensions_mut().insert(self.code);
         if self.status == StatusCode::UNAUTHORIZED {
             // RFC 6750 section 3: the error only when there was a key.
-            let challenge = if self.code == "invalid_token" {
+            let challenge = if self.code == Code::of("invalid_token") {
                 "Bearer realm=\"fanwire\", error=\"invalid_token\""
             } else {
                 "Bearer realm=\"fanwire\""
@@ -173,7 +192,7 @@ impl IntoResponse for Refusal {
 
 const NOT_JSON: Refusal = Refusal {
     status: StatusCode::UNSUPPORTED_MEDIA_TYPE,
-    code: "unsupported_media_type",
+    code: Code::of("unsupported_media_type"),
     message: "Send JSON, with the field Content-Type: application/json.",
 };
 

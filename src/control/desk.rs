@@ -3,7 +3,9 @@
 //! A request hands in its publishes and waits for an [`Outcome`] for each. The shards answer at
 //! their own pace; [`collect`] takes in what they say and wakes the requests that can go on. Where
 //! a shard's queue is full the request waits for room, but not longer than [`PATIENCE`]: then the
-//! shard is behind, and what does not fit is refused.
+//! shard is behind, and what does not fit is refused. So is, at once, what comes when a publish has
+//! waited for its answer as long as that. What was handed in before has no deadline: nobody could
+//! say any more that it is not published.
 //!
 //! Everything here runs on the control thread: the lock is for the HTTP library, which wants to be
 //! able to move a request to another thread, and nobody ever waits for it.
@@ -28,12 +30,9 @@ use super::failure::{Failure, REQUESTS_MAX};
 use super::questions::Questions;
 use crate::dialect::publish::{Publication, PublishError};
 use crate::io::uring::Bells;
-use crate::shard::publisher::{Publisher, Refused, Ticket};
+use crate::shard::publisher::{PATIENCE, Publisher, Refused, Ticket};
 use crate::shard::thread::Publishing;
 use crate::slab::{Key, Slab};
-
-/// How long a request waits for room in the queues to shards, all in all.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What became of one publish: its offset, `None` when nobody was in the room, or why it was not
 /// published.
@@ -193,15 +192,15 @@ where
         let Inner { publisher, bells, requests, patience, .. } = inner;
         let request = requests.get_mut(self.request).expect("here until it is complete");
         let mut wants_room = None;
+        let now = Instant::now();
         while let Some(item) = self.next.take().map(Ok).or_else(|| self.items.next()) {
             let ticket = Ticket { request: self.request, item: request.outcomes.len() as u32 };
             let taken = match item {
                 Err(error) => Err(Failure::Invalid(error)),
                 Ok(_) if self.is_refused => Err(Failure::Busy),
-                Ok(publication) => match publisher.publish(publication, ticket) {
+                Ok(publication) => match publisher.publish(publication, ticket, now) {
                     Ok(()) => Ok(()),
                     Err((Refused::Busy, publication)) => {
-                        let now = Instant::now();
                         let at = *self.give_up_at.get_or_insert(now + *patience);
                         if now < at {
                             self.next = Some(publication);

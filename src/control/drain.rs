@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::api::Health;
-use crate::config::{Limits, Settings};
+use super::api::{Health, LiveLimits};
+use crate::config::Limits;
 use crate::shard::drain;
 use crate::shard::metrics::ShardMetrics;
 use crate::shard::thread::{Controls, Totals};
@@ -17,19 +17,21 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// ended, and until then `/health` is answered.
 pub(super) async fn drain(
     why: &str,
-    (settings, limits): (&Settings, &Limits),
+    delay: Duration,
+    limits: &LiveLimits,
     health: &Health,
     controls: &Controls,
     totals: &Totals,
 ) -> ! {
     health.set_draining();
-    if !settings.drain_delay.is_zero() {
-        let delay = settings.drain_delay;
+    if !delay.is_zero() {
         info!("{why}: not ready from now on, draining in {delay:?}; a second signal exits at once");
         monoio::time::sleep(delay).await;
     }
     let connections = totals.of(|shard| shard.connections.value());
-    announce(why, connections, limits);
+    // As they are now: a reload may have come during the delay.
+    announce(why, connections, &limits.get());
+    health.set_refusing();
     controls.drain();
     loop {
         monoio::time::sleep(REPORT_INTERVAL).await;

@@ -3,7 +3,8 @@
 use crate::dialect::publish::PublishError;
 use crate::shard::publisher::Refused;
 
-/// Requests that wait for shards, with publishes or questions; there are no more admin connections.
+/// Requests that are carried out at once, and those that wait for shards, with publishes or with
+/// questions.
 pub(super) const REQUESTS_MAX: usize = 64;
 
 /// Why a publish was not published, or a question has no answer.
@@ -22,7 +23,7 @@ pub(super) enum Failure {
 impl From<Refused> for Failure {
     fn from(refused: Refused) -> Self {
         match refused {
-            Refused::Busy => Self::Busy,
+            Refused::Busy | Refused::Behind => Self::Busy,
             Refused::Ended => Self::Draining,
         }
     }

@@ -24,6 +24,7 @@ use super::guard::Guard;
 use super::keys::Keys;
 use super::monitor::Monitor;
 use super::questions::Questions;
+use super::refusal::Refusals;
 use super::reload::{Reloader, SharedReloader};
 use crate::config::{ConfigError, Limits, Loaded, LogFormat, LogLevel, Switch};
 use crate::dialect::is_json;
@@ -169,6 +170,7 @@ impl Server {
             monitor: Monitor::new(wires.metrics().map(observed).collect()),
             reloader,
             log: LOG.clone(),
+            refusals: Refusals::default(),
         };
         let guard = Guard::new(keys, ([127, 0, 0, 1], 8081).into());
         Self { wires, members, api, guard }

@@ -20,6 +20,7 @@ use axum::http::{HeaderValue, Method, StatusCode};
 
 use super::api::Refusal;
 use super::keys::Keys;
+use super::refusal::Code;
 
 /// What is open to everybody.
 pub(super) const OPEN: [&str; 3] = ["/", "/health", "/ready"];
@@ -92,26 +93,26 @@ fn is_cross_site(head: &Parts) -> bool {
 
 const NO_KEY: Refusal = Refusal {
     status: StatusCode::UNAUTHORIZED,
-    code: "unauthorized",
+    code: Code::of("unauthorized"),
     message: "This needs a key: send the field Authorization: Bearer KEY.",
 };
 
 const WRONG_KEY: Refusal = Refusal {
     status: StatusCode::UNAUTHORIZED,
-    code: "invalid_token",
+    code: Code::of("invalid_token"),
     message: "The key is none of those in admin_key_file.",
 };
 
 const MISDIRECTED: Refusal = Refusal {
     status: StatusCode::MISDIRECTED_REQUEST,
-    code: "misdirected_request",
+    code: Code::of("misdirected_request"),
     message: "Without a key this answers to localhost and to addresses only; ask for one of \
               those, or set admin_key_file.",
 };
 
 const CROSS_SITE: Refusal = Refusal {
     status: StatusCode::FORBIDDEN,
-    code: "cross_site",
+    code: Code::of("cross_site"),
     message: "A page of another site must not change anything here.",
 };
 

@@ -23,6 +23,7 @@ use prometheus_client::registry::Registry;
 
 use super::api::Api;
 use crate::auth::TokenError;
+use crate::dialect::native::ErrorCode;
 use crate::protocol::HandshakeError;
 use crate::shard::histogram::{Counts, Histogram};
 use crate::shard::metrics::{Counter, ShardMetrics};
@@ -34,7 +35,7 @@ pub(super) async fn report(State(api): State<Api>, head: HeaderMap) -> Response 
     let mut text = String::new();
     encode(&mut text, &registry).expect("a string takes everything");
     let accept = head.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    if accept.flat_map(|value| value.split(',')).any(is_openmetrics) {
+    if prefers_openmetrics(&accept.collect::<Vec<_>>().join(",")) {
         ([(CONTENT_TYPE, OPENMETRICS)], text).into_response()
     } else {
         ([(CONTENT_TYPE, TEXT)], to_text(&text)).into_response()
@@ -44,12 +45,29 @@ pub(super) async fn report(State(api): State<Api>, head: HeaderMap) -> Response 
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Whether an element of an Accept field asks for OpenMetrics.
-fn is_openmetrics(element: &str) -> bool {
+/// Whether an Accept field wants OpenMetrics more than text, or as much and by name (RFC 9110
+/// section 12.5.1).
+fn prefers_openmetrics(accept: &str) -> bool {
+    let quality = |kinds: [&str; 3]| {
+        let of = |kind| accept.split(',').filter_map(|it| quality(it, kind)).reduce(f64::max);
+        // The first that is there counts: it is the most specific.
+        kinds.into_iter().find_map(of).unwrap_or(0.0)
+    };
+    let openmetrics = quality(["application/openmetrics-text", "application/*", "*/*"]);
+    let text = quality(["text/plain", "text/*", "*/*"]);
+    let is_named = accept.to_ascii_lowercase().contains("application/openmetrics-text");
+    openmetrics > text || (openmetrics > 0.0 && openmetrics == text && is_named)
+}
+
+/// How much an element of an Accept field wants `kind`, if it names that.
+fn quality(element: &str, kind: &str) -> Option<f64> {
     let mut words = element.split(';').map(str::trim);
-    let is_named = words.next().is_some_and(|kind| kind == "application/openmetrics-text");
-    let refuses = |word: &str| word.strip_prefix("q=").is_some_and(|q| q.parse() == Ok(0.0));
-    is_named && !words.any(refuses)
+    let is_named = words.next().is_some_and(|name| name.eq_ignore_ascii_case(kind));
+    let value = |word: &str| {
+        let (name, value) = word.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("q").then(|| value.trim().parse().unwrap_or(0.0))
+    };
+    is_named.then(|| words.find_map(value).unwrap_or(1.0))
 }
 
 /// The same in the text format 0.0.4. See the module documentation.
@@ -163,6 +181,21 @@ impl Page<'_, '_> {
             "fanwire_forbidden",
             "Joins, publishes and direct messages that a token did not allow.",
             |m| &m.forbidden,
+        )?;
+        let errors = ErrorCode::ALL.map(|code| {
+            let count = self.sum(|m| m.errors[code as usize].value());
+            (vec![("code", code.code().to_owned())], count)
+        });
+        self.counters(
+            "fanwire_errors",
+            "Requests of native clients that were answered with an error, by its code.",
+            errors.to_vec(),
+        )?;
+        self.counters(
+            "fanwire_admin_refused",
+            "Requests to the admin interface that were refused, and refused items of batches, by \
+             the code in the answer.",
+            api.refusals.counts().map(|(code, n)| (vec![("code", code.to_owned())], n)).collect(),
         )?;
         self.histogram(
             "fanwire_handshake_seconds",
@@ -437,15 +470,29 @@ mod tests {
 
     #[test]
     fn openmetrics_is_for_who_asks_for_it() {
-        for (element, asks) in [
+        for (accept, asks) in [
             ("application/openmetrics-text", true),
-            (" application/openmetrics-text;version=1.0.0;q=0.5", true),
+            (" Application/OpenMetrics-Text;version=1.0.0; Q = 0.5", true),
             ("application/openmetrics-text; q=0", false),
+            ("application/openmetrics-text; q=high", false),
             ("text/plain;version=0.0.4", false),
             ("*/*", false),
             ("", false),
+            ("application/*", true),
+            ("application/*, */*", false),
+            // What Prometheus sends.
+            (
+                "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;\
+                 version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
+                true,
+            ),
+            ("text/plain, application/openmetrics-text", true),
+            ("text/plain;q=1, application/openmetrics-text;q=0.1", false),
+            ("text/*;q=0.2, application/openmetrics-text;q=0.1", false),
+            ("*/*;q=0.2, application/openmetrics-text;q=0.1", false),
+            ("text/plain;q=0, */*, application/openmetrics-text;q=0.1", true),
         ] {
-            assert_eq!(is_openmetrics(element), asks, "{element:?}");
+            assert_eq!(prefers_openmetrics(accept), asks, "{accept:?}");
         }
     }
 }

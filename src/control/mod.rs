@@ -30,6 +30,7 @@ mod page;
 mod profile;
 mod publish;
 mod questions;
+mod refusal;
 mod reload;
 mod rooms;
 mod signals;
@@ -54,6 +55,7 @@ use desk::Desk;
 use guard::Guard;
 use keys::Keys;
 use monitor::Monitor;
+use refusal::Refusals;
 use reload::{Reloader, SharedReloader};
 use signals::{EndSignal, Signal, Signals};
 use startup::Startup;
@@ -180,7 +182,9 @@ impl Interface {
         let Self { listener, guard, limits, publishing, monitor, reloader, log } = self;
         let (desk, questions) = Desk::open(publishing)?;
         monoio::spawn(monitor.clone().watch());
-        Api { health, desk, questions, limits, monitor, reloader, log }.start(listener, guard)
+        let refusals = Refusals::default();
+        let api = Api { health, desk, questions, limits, monitor, reloader, log, refusals };
+        api.start(listener, guard)
     }
 }
 
@@ -192,11 +196,12 @@ async fn control(signals: Signals, health: Health, reloader: SharedReloader, tot
             "no signals".into()
         }
     };
-    let (settings, limits, controls) = {
+    let (delay, limits, controls) = {
         let reloader = reloader.lock();
-        (reloader.loaded.settings.clone(), reloader.limits.get(), reloader.controls.clone())
+        let delay = reloader.loaded.settings.drain_delay;
+        (delay, reloader.limits.clone(), reloader.controls.clone())
     };
-    drain::drain(&why, (&settings, &limits), &health, &controls, &totals).await
+    drain::drain(&why, delay, &limits, &health, &controls, &totals).await
 }
 
 /// Gives memory back that nobody needs any more, once per second, for ever.

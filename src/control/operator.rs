@@ -18,6 +18,7 @@ use tracing::info;
 use super::api::{Api, Refusal, json_of};
 use super::failure::Failure;
 use super::questions::Questions;
+use super::refusal::Code;
 use super::rooms::{self, PeerView, RoomView, views};
 use crate::config::LogLevel;
 use crate::dialect::is_json;
@@ -237,50 +238,50 @@ pub(super) async fn set_log_level(
 
 const BAD_JSON: Refusal = Refusal {
     status: StatusCode::BAD_REQUEST,
-    code: ErrorCode::InvalidJson.code(),
+    code: Code::of(ErrorCode::InvalidJson.code()),
     message: ErrorCode::InvalidJson.message(),
 };
 
 const BAD_MESSAGE: Refusal = Refusal {
     status: StatusCode::BAD_REQUEST,
-    code: ErrorCode::InvalidMessage.code(),
+    code: Code::of(ErrorCode::InvalidMessage.code()),
     message: "The body must be a JSON object whose fields have the types that \
               GET /v1/openapi.json says.",
 };
 
 const BAD_LEVEL: Refusal = Refusal {
     status: StatusCode::BAD_REQUEST,
-    code: ErrorCode::InvalidMessage.code(),
+    code: Code::of(ErrorCode::InvalidMessage.code()),
     message: "Send {\"level\":L} with error, warn, info, debug or trace for L.",
 };
 
 const BAD_TARGET: Refusal = Refusal {
     status: StatusCode::BAD_REQUEST,
-    code: "invalid_target",
+    code: Code::of("invalid_target"),
     message: "Say who is to go: exactly one of connection, user_id and room_id, the last with a \
               namespace of native (as without one) or raw.",
 };
 
 const BAD_CODE: Refusal = Refusal {
     status: StatusCode::BAD_REQUEST,
-    code: "invalid_code",
+    code: Code::of("invalid_code"),
     message: "`code` must be 1000, 1001, 1008 (as without one) or one of 3000 to 4999.",
 };
 
 const BAD_REASON: Refusal = Refusal {
     status: StatusCode::BAD_REQUEST,
-    code: "invalid_reason",
+    code: Code::of("invalid_reason"),
     message: "`reason` must be at most 123 bytes of UTF-8: more does not fit into a close frame.",
 };
 
 const NO_CONNECTION: Refusal = Refusal {
     status: StatusCode::NOT_FOUND,
-    code: "unknown_connection",
+    code: Code::of("unknown_connection"),
     message: "There is no such connection, or it is gone.",
 };
 
 const BAD_N: Refusal = Refusal {
     status: StatusCode::BAD_REQUEST,
-    code: "invalid_parameter",
+    code: Code::of("invalid_parameter"),
     message: "The parameter is n (1 to 100): how many of each.",
 };

@@ -19,6 +19,7 @@ use serde::Deserialize;
 use tracing::{info, warn};
 
 use super::api::Refusal;
+use super::refusal::Code;
 use crate::io::sampler::{COLLECT_INTERVAL, SampleError, Sampler};
 
 mod flame;
@@ -151,18 +152,18 @@ fn refuse(error: &SampleError) -> Refusal {
 
 const BAD_PARAMETER: Refusal = Refusal {
     status: StatusCode::BAD_REQUEST,
-    code: "invalid_parameter",
+    code: Code::of("invalid_parameter"),
     message: "The parameters are seconds (1 to 60), frequency (1 to 999) and format (pprof or svg).",
 };
 
 const RUNNING: Refusal = Refusal {
     status: StatusCode::CONFLICT,
-    code: "profile_running",
+    code: Code::of("profile_running"),
     message: "A profile is being taken already; ask again when it is done.",
 };
 
 const FAILED: Refusal = Refusal {
     status: StatusCode::SERVICE_UNAVAILABLE,
-    code: "profile_failed",
+    code: Code::of("profile_failed"),
     message: "The host does not allow to take a profile now; the server's log says what it refused.",
 };

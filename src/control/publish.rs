@@ -24,6 +24,7 @@ use axum::response::Response;
 use super::api::{Api, Refusal, json};
 use super::desk::Outcome;
 use super::failure::Failure;
+use super::refusal::Code;
 use crate::dialect::native::ErrorCode;
 use crate::dialect::publish::{PublishError, parse, parse_batch};
 
@@ -54,12 +55,15 @@ pub(super) async fn batch(
     let limits = api.limits.get();
     let publications = items.iter().map(|item| parse(item.get(), &limits));
     let outcomes = api.desk.publish(publications).await;
+    for refusal in outcomes.iter().filter_map(|outcome| outcome.err()).map(Refusal::from) {
+        api.refusals.note(refusal.status, refusal.code);
+    }
     Ok(json(batch_status(&outcomes), batch_answer(&outcomes)))
 }
 
 /// The body of a request to publish, unless it cannot be taken.
 fn publish_body<'b>(api: &Api, head: &HeaderMap, body: &'b [u8]) -> Result<&'b str, Refusal> {
-    if api.health.is_draining() {
+    if api.health.refuses() {
         return Err(Failure::Draining.into());
     }
     api.json_body(head, body)
@@ -110,17 +114,17 @@ impl From<Failure> for Refusal {
             Failure::Invalid(error) => error.into(),
             Failure::Busy => Self {
                 status: StatusCode::TOO_MANY_REQUESTS,
-                code: ErrorCode::ServerBusy.code(),
+                code: const { Code::of(ErrorCode::ServerBusy.code()) },
                 message: ErrorCode::ServerBusy.message(),
             },
             Failure::Behind => Self {
                 status: StatusCode::SERVICE_UNAVAILABLE,
-                code: "shard_behind",
+                code: const { Code::of("shard_behind") },
                 message: "A shard has too much to do to answer in time; try again later.",
             },
             Failure::Draining => Self {
                 status: StatusCode::SERVICE_UNAVAILABLE,
-                code: "draining",
+                code: const { Code::of("draining") },
                 message: "The server is about to end; turn to another one.",
             },
         }
@@ -135,6 +139,6 @@ impl From<PublishError> for Refusal {
             }
             _ => StatusCode::BAD_REQUEST,
         };
-        Self { status, code: error.code(), message: error.message() }
+        Self { status, code: Code::of(error.code()), message: error.message() }
     }
 }

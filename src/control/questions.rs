@@ -109,7 +109,7 @@ impl Questions {
         questions: impl IntoIterator<Item = (ShardId, Question)>,
     ) -> Asking {
         let mut inner = self.lock();
-        let request = inner.hand_in(questions);
+        let request = inner.hand_in(questions, Instant::now());
         let Inner { inquirer, bells, .. } = &mut *inner;
         inquirer.wake_shards(|shard| bells.ring(shard.index()));
         if request.is_some() && !std::mem::replace(&mut inner.timer, true) {
@@ -150,7 +150,11 @@ impl Questions {
 
 impl Inner {
     /// The request, if there was a place for it.
-    fn hand_in(&mut self, questions: impl IntoIterator<Item = (ShardId, Question)>) -> Option<Key> {
+    fn hand_in(
+        &mut self,
+        questions: impl IntoIterator<Item = (ShardId, Question)>,
+        now: Instant,
+    ) -> Option<Key> {
         if self.requests.len() >= REQUESTS_MAX {
             return None;
         }
@@ -158,14 +162,14 @@ impl Inner {
             answers: Vec::new(),
             failure: None,
             left: 0,
-            give_up_at: Instant::now() + self.patience,
+            give_up_at: now + self.patience,
             state: State::Waits(None),
         });
         let request = self.requests.get_mut(key).expect("inserted above");
         for (shard, question) in questions {
             let ticket = Ticket { request: key, item: request.answers.len() as u32 };
             request.answers.push(None);
-            match self.inquirer.ask(shard, question, ticket) {
+            match self.inquirer.ask(shard, question, ticket, now) {
                 Ok(()) => request.left += 1,
                 Err(refused) => request.failure = Some(refused.into()),
             }

@@ -16,6 +16,7 @@ use tracing::{error, info, warn};
 use super::api::{self, Api, LiveLimits, Refusal};
 use super::failure::Failure;
 use super::keys::{KeyError, Keys};
+use super::refusal::Code;
 use crate::config::{Change, ConfigError, Loaded};
 use crate::logging::Threshold;
 use crate::shard::thread::{Controls, ShardBusy};
@@ -25,7 +26,7 @@ pub type Load = fn() -> Result<Loaded, ConfigError>;
 
 /// `POST /v1/reload`.
 pub(super) async fn reload(State(api): State<Api>) -> Result<Response, Refusal> {
-    if api.health.is_draining() {
+    if api.health.refuses() {
         return Err(Failure::Draining.into());
     }
     Ok(match api.reloader.lock().reload("POST /v1/reload") {
@@ -36,13 +37,17 @@ pub(super) async fn reload(State(api): State<Api>) -> Result<Response, Refusal> 
         Err(error) => {
             let (status, code) = match error {
                 ReloadError::Config(_) | ReloadError::Keys(_) => {
-                    (StatusCode::UNPROCESSABLE_ENTITY, "invalid_configuration")
+                    (StatusCode::UNPROCESSABLE_ENTITY, const { Code::of("invalid_configuration") })
                 }
-                ReloadError::Busy(_) => (StatusCode::SERVICE_UNAVAILABLE, "server_busy"),
+                ReloadError::Busy(_) => {
+                    (StatusCode::SERVICE_UNAVAILABLE, const { Code::of("server_busy") })
+                }
             };
             let message = format!("{error}; nothing has changed");
-            let body = json!({"error": {"code": code, "message": message}});
-            api::json(status, body.to_string().into_bytes())
+            let body = json!({"error": {"code": code.name(), "message": message}});
+            let mut response = api::json(status, body.to_string().into_bytes());
+            response.extensions_mut().insert(code);
+            response
         }
     })
 }

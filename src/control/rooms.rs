@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use super::api::{Api, Refusal, json_of};
 use super::failure::Failure;
 use super::questions::Questions;
+use super::refusal::Code;
 use crate::id::{NameSpace, RoomName, ShardId};
 use crate::shard::question::{Answer, Listing, Peer, Question};
 use crate::slab::Key;
@@ -246,20 +247,20 @@ pub(super) async fn views(
 
 pub(super) const NO_ROOM: Refusal = Refusal {
     status: StatusCode::NOT_FOUND,
-    code: "unknown_room",
+    code: Code::of("unknown_room"),
     message: "There is no such room: a room exists while it has members.",
 };
 
 const BAD_PARAMETER: Refusal = Refusal {
     status: StatusCode::BAD_REQUEST,
-    code: "invalid_parameter",
+    code: Code::of("invalid_parameter"),
     message: "The parameters are limit (1 to 1000), after (the `next` of the page before) and, for \
               the list of rooms, prefix.",
 };
 
 const BAD_CURSOR: Refusal = Refusal {
     status: StatusCode::BAD_REQUEST,
-    code: "invalid_cursor",
+    code: Code::of("invalid_cursor"),
     message: "`after` must be the `next` of the page before, from this run of the server.",
 };
 

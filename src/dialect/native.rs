@@ -124,6 +124,23 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
+    /// All of them; the place of each is its value `as usize`, for tables of counters.
+    pub const ALL: [ErrorCode; 13] = [
+        Self::InvalidJson,
+        Self::InvalidMessage,
+        Self::UnknownType,
+        Self::MissingField,
+        Self::InvalidRoomId,
+        Self::InvalidUserId,
+        Self::NotMember,
+        Self::TooManyRooms,
+        Self::Forbidden,
+        Self::InvalidToken,
+        Self::AuthOff,
+        Self::RoomFull,
+        Self::ServerBusy,
+    ];
+
     /// The code on the wire.
     #[must_use]
     pub const fn code(self) -> &'static str {
@@ -498,6 +515,18 @@ mod tests {
             check(message, Ok(Request { id, command }));
         }
     }
+
+    #[test]
+    fn every_error_has_its_place_and_is_in_the_readme() {
+        for (place, code) in ErrorCode::ALL.into_iter().enumerate() {
+            assert_eq!(code as usize, place, "{code:?}");
+            assert!(README.contains(&format!("`{}`", code.code())), "{code:?}");
+        }
+        // The last one of the list: none is forgotten.
+        assert_eq!(ErrorCode::ServerBusy as usize + 1, ErrorCode::ALL.len());
+    }
+
+    const README: &str = include_str!("../../README.md");
 
     #[test]
     fn refuses_with_the_right_code_and_the_id() {

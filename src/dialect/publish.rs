@@ -74,6 +74,17 @@ pub enum PublishError {
 }
 
 impl PublishError {
+    /// All of them.
+    pub const ALL: [PublishError; 7] = [
+        Self::InvalidJson,
+        Self::InvalidMessage,
+        Self::MissingField,
+        Self::InvalidRoomId,
+        Self::InvalidUserId,
+        Self::MessageTooLong,
+        Self::TooManyItems,
+    ];
+
     /// The code in the answer.
     #[must_use]
     pub const fn code(self) -> &'static str {

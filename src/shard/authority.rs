@@ -302,7 +302,7 @@ impl<I: Io> Shard<I> {
                 self.reply_native(|out| native::authenticated(expires_in_s, id, out));
                 self.leave_forbidden(key);
             }
-            Err(_) => self.reply_native(|out| native::error(ErrorCode::InvalidToken, id, out)),
+            Err(_) => self.reply_error(key, ErrorCode::InvalidToken, id),
         }
         self.queue_replies(key);
         self.resume(key);

@@ -18,6 +18,7 @@
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
+use std::time::{Duration, Instant};
 
 use rtrb::{Consumer, Producer, RingBuffer};
 
@@ -39,6 +40,8 @@ pub struct Ticket {
 pub enum Refused {
     /// As many as may are waiting for the shard already.
     Busy,
+    /// One that waits has waited too long already: the shard is stuck, or far behind.
+    Behind,
     /// The shard has ended: the server is about to.
     Ended,
 }
@@ -55,8 +58,10 @@ pub(super) struct Calls<C, A> {
 struct Lane<C, A> {
     calls: Producer<(Key, C)>,
     answers: Consumer<(Key, A)>,
-    /// Of the calls without an answer.
-    tickets: Slab<Ticket>,
+    /// Of the calls without an answer, and since when each waits.
+    tickets: Slab<(Ticket, Instant)>,
+    /// The one that waited longest when this was looked for; none of them waits longer.
+    oldest: Option<(Key, Instant)>,
     /// Something was called since the last wake-up.
     rung: bool,
 }
@@ -84,8 +89,13 @@ impl<C, A> Calls<C, A> {
             .map(|_| {
                 let (to_shard, calls) = RingBuffer::new(len_max);
                 let (answers, from_shard) = RingBuffer::new(len_max);
-                let tickets = Slab::new();
-                let lane = Lane { calls: to_shard, answers: from_shard, tickets, rung: false };
+                let lane = Lane {
+                    calls: to_shard,
+                    answers: from_shard,
+                    tickets: Slab::new(),
+                    oldest: None,
+                    rung: false,
+                };
                 (lane, Inbox { calls, answers, caller: Arc::clone(caller), rung: false })
             })
             .unzip();
@@ -107,14 +117,35 @@ impl<C, A> Calls<C, A> {
         Ok(())
     }
 
+    /// Whether a call to the shard has waited for its answer for so long at `now`.
+    ///
+    /// Cost: one look nearly always. All calls without an answer are looked at when the oldest one
+    /// of the last time is answered, and not before `patience` has passed since it came.
+    pub(super) fn is_behind(&mut self, shard: ShardId, now: Instant, patience: Duration) -> bool {
+        let lane = &mut self.lanes[shard.index()];
+        let too_long = |since: Instant| now.saturating_duration_since(since) >= patience;
+        let Some((oldest, since)) = lane.oldest else { return false };
+        // What the shard has answered and nobody has looked at is not its fault.
+        if !too_long(since) || !lane.answers.is_empty() {
+            return false;
+        }
+        if lane.tickets.get(oldest).is_none() {
+            let keys = (0..lane.tickets.slots()).filter_map(|slot| lane.tickets.key_at(slot));
+            let since = |key| lane.tickets.get(key).map(|(_, since)| (key, *since));
+            lane.oldest = keys.filter_map(since).min_by_key(|(_, since)| *since);
+        }
+        lane.oldest.is_some_and(|(_, since)| too_long(since))
+    }
+
     /// Calls a shard that has passed [`Calls::check`]; [`Calls::take_answers`] will name `ticket`.
     /// To be followed by [`Calls::wake_shards`].
     ///
     /// # Panics
     /// When too many calls are under way to it.
-    pub(super) fn call(&mut self, shard: ShardId, call: C, ticket: Ticket) {
+    pub(super) fn call(&mut self, shard: ShardId, call: C, ticket: Ticket, now: Instant) {
         let lane = &mut self.lanes[shard.index()];
-        let key = lane.tickets.insert(ticket);
+        let key = lane.tickets.insert((ticket, now));
+        lane.oldest.get_or_insert((key, now));
         assert!(lane.calls.push((key, call)).is_ok(), "no more are under way than fit");
         lane.rung = true;
     }
@@ -137,13 +168,13 @@ impl<C, A> Calls<C, A> {
             let has_ended = lane.answers.is_abandoned();
             fence(Ordering::Acquire);
             while let Ok((key, answer)) = lane.answers.pop() {
-                let ticket = lane.tickets.remove(key).expect("a call is answered once");
+                let (ticket, _) = lane.tickets.remove(key).expect("a call is answered once");
                 tell(ticket, Ok(answer));
             }
             if has_ended {
                 for slot in 0..lane.tickets.slots() {
                     let left = lane.tickets.key_at(slot);
-                    if let Some(ticket) = left.and_then(|key| lane.tickets.remove(key)) {
+                    if let Some((ticket, _)) = left.and_then(|key| lane.tickets.remove(key)) {
                         tell(ticket, Err(Refused::Ended));
                     }
                 }

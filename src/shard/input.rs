@@ -18,7 +18,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::authority::Admission;
 use super::closing::Reason;
@@ -543,13 +543,11 @@ impl<I: Io> Shard<I> {
 
     fn handle_native(&mut self, key: Key, opcode: Opcode, message: &[u8]) {
         if opcode != Opcode::Text {
-            return self.reply_native(|out| native::error(ErrorCode::InvalidMessage, None, out));
+            return self.reply_error(key, ErrorCode::InvalidMessage, None);
         }
         let request = match native::parse(message, &self.limits) {
             Ok(request) => request,
-            Err(refusal) => {
-                return self.reply_native(|out| native::error(refusal.code, refusal.id, out));
-            }
+            Err(refusal) => return self.reply_error(key, refusal.code, refusal.id),
         };
         let id = request.id;
         let done = match request.command {
@@ -573,8 +571,16 @@ impl<I: Io> Shard<I> {
             Command::Auth { token } => self.auth_native(key, &token, id),
         };
         if let Err(code) = done {
-            self.reply_native(|out| native::error(code, id, out));
+            self.reply_error(key, code, id);
         }
+    }
+
+    /// Answers that it cannot be done, counts it and says so in the log.
+    pub(super) fn reply_error(&mut self, key: Key, code: ErrorCode, id: Option<&str>) {
+        self.metrics.errors[code as usize].add(1);
+        let socket = self.connections.get(key).map(|connection| connection.socket.0);
+        debug!(shard = self.ends.shard.0, socket, code = code.code(), "request refused");
+        self.reply_native(|out| native::error(code, id, out));
     }
 
     /// Writes one text message to the connection whose input is being handled.

@@ -207,9 +207,7 @@ impl<I: Io> Shard<I> {
                 if let Some(connection) = self.connections.get_mut(key) {
                     connection.waiting = false;
                 }
-                self.reply_native(|out| {
-                    native::error(code, id.as_deref(), out);
-                });
+                self.reply_error(key, code, id.as_deref());
                 self.queue_replies(key);
                 self.resume(key);
             }

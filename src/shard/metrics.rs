@@ -11,10 +11,10 @@ use super::Shard;
 use super::closing::Reason;
 use super::ending::{ENDINGS, endings};
 use super::histogram::Histogram;
+use crate::auth::TokenError;
+use crate::dialect::native::ErrorCode;
 use crate::io::Io;
 use crate::protocol::HandshakeError;
-
-use crate::auth::TokenError;
 
 /// A number that one thread writes.
 #[derive(Debug, Default)]
@@ -92,6 +92,8 @@ pub struct ShardMetrics {
     pub tokens_refused: [Counter; TokenError::ALL.len()],
     /// Joins and publishes that a token did not allow.
     pub forbidden: Counter,
+    /// Native requests that were answered with an error, by [`ErrorCode`].
+    pub errors: [Counter; ErrorCode::ALL.len()],
     /// Messages received.
     pub messages: Counter,
     /// Publishes numbered here, as the home of their room.
@@ -153,6 +155,7 @@ impl Default for ShardMetrics {
             handshake_time: Histogram::default(),
             tokens_refused: [const { Counter::new() }; TokenError::ALL.len()],
             forbidden: Counter::new(),
+            errors: [const { Counter::new() }; ErrorCode::ALL.len()],
             messages: Counter::new(),
             published: Counter::new(),
             deliveries: Counter::new(),

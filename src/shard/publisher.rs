@@ -3,9 +3,12 @@
 //! They are [`super::calls`]: a shard numbers them in the order in which they were handed in, and
 //! answers each when all shards with members have been handed it; `publish_queue_len_max` may be
 //! under way to it. A shard whose rooms are congested leaves the
-//! publishes where they are, as it does with those of other shards, and the ring fills up.
+//! publishes where they are, as it does with those of other shards, and the ring fills up. Before
+//! it is full, when one has waited for [`PATIENCE`], no more are taken: whoever publishes one after
+//! the other would fill it never, and wait for ever.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -35,7 +38,11 @@ pub struct Publisher {
     /// Whether the thread that owns this sleeps.
     own: Arc<Sleeper>,
     segments: SegmentPool,
+    patience: Duration,
 }
+
+/// How long the oldest publish without an answer may wait before no more are handed to its shard.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A shard's side.
 pub(super) type Inlet = Inbox<Publish, Option<u64>>;
@@ -50,11 +57,19 @@ impl Publisher {
         len_max: usize,
     ) -> (Self, Vec<Inlet>) {
         let (calls, inlets) = Calls::new(homes.shards(), sleepers, &own, len_max);
-        (Self { calls, homes: homes.clone(), own, segments: SegmentPool::new() }, inlets)
+        let (homes, segments) = (homes.clone(), SegmentPool::new());
+        (Self { calls, homes, own, segments, patience: PATIENCE }, inlets)
+    }
+
+    /// The same with another patience, for tests that wait for nothing or for everything.
+    #[cfg(test)]
+    pub(crate) fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Hands a publish to its room's home shard; [`Publisher::take_answers`] will name `ticket`.
-    /// To be followed by [`Publisher::wake_shards`]. Publishes to one room keep their order.
+    /// To be followed by [`Publisher::wake_shards`]. Publishes to one room keep their order. It is
+    /// `now`.
     ///
     /// Cost: one copy of the message, one allocation for the room's name.
     ///
@@ -64,6 +79,7 @@ impl Publisher {
         &mut self,
         publication: Publication<'m>,
         ticket: Ticket,
+        now: Instant,
     ) -> Result<(), (Refused, Publication<'m>)> {
         let space = match publication.content {
             Content::Native { .. } => NameSpace::Native,
@@ -71,7 +87,12 @@ impl Publisher {
         };
         let room = RoomName::new(space, &publication.room_id);
         let home = self.homes.home(&room);
-        if let Err(refused) = self.calls.check(home) {
+        let taken = match self.calls.check(home) {
+            Err(Refused::Ended) => Err(Refused::Ended),
+            _ if self.calls.is_behind(home, now, self.patience) => Err(Refused::Behind),
+            taken => taken,
+        };
+        if let Err(refused) = taken {
             return Err((refused, publication));
         }
         let Publication { room_id, content } = publication;
@@ -83,7 +104,7 @@ impl Publisher {
             Content::Text(text) => verbatim(Opcode::Text, self.segments.copy(text.as_bytes())),
             Content::Binary(bytes) => verbatim(Opcode::Binary, Bytes::from(bytes)),
         };
-        self.calls.call(home, Publish { room, message }, ticket);
+        self.calls.call(home, Publish { room, message }, ticket, now);
         Ok(())
     }
 

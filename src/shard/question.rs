@@ -12,6 +12,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::calls::{Calls, Inbox, Refused, Ticket};
 use super::closing::Reason;
@@ -230,9 +231,10 @@ impl Inquirer {
         shard: ShardId,
         question: Question,
         ticket: Ticket,
+        now: Instant,
     ) -> Result<(), Refused> {
         self.calls.check(shard)?;
-        self.calls.call(shard, question, ticket);
+        self.calls.call(shard, question, ticket, now);
         Ok(())
     }
 

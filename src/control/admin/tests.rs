@@ -20,6 +20,11 @@ use crate::shard::thread::Controls;
 
 /// An interface to one shard, for which so many publishes may wait, and what the shard holds.
 fn api(publish_queue_len_max: usize) -> (Api, Vec<Ends>) {
+    api_with(publish_queue_len_max, Duration::MAX)
+}
+
+/// The same where no publishes are taken while one has waited for its `answer` for so long.
+fn api_with(publish_queue_len_max: usize, answer: Duration) -> (Api, Vec<Ends>) {
     let limits = Limits { publish_queue_len_max, ..Limits::default() };
     let (ends, control) = Ends::mesh(&HomeHasher::new(1), &limits);
     let (bells, _) = Bells::new(1).unwrap();
@@ -35,10 +40,12 @@ fn api(publish_queue_len_max: usize) -> (Api, Vec<Ends>) {
     });
     // Who has no patience is refused at once.
     let questions = Questions::impatient(control.inquirer, bells.clone());
-    let desk = Desk::new(control.publisher, bells, Duration::ZERO);
+    let publisher = control.publisher.with_patience(answer);
+    let desk = Desk::new(publisher, bells, Duration::ZERO);
     let monitor = Monitor::new(Vec::new());
     let log = logging::start(LogFormat::Text, LogLevel::Info);
-    (Api { health: Health::default(), desk, questions, limits: live, monitor, reloader, log }, ends)
+    let (health, refusals) = (Health::default(), Refusals::default());
+    (Api { health, desk, questions, limits: live, monitor, reloader, log, refusals }, ends)
 }
 
 fn load() -> Result<Loaded, ConfigError> {
@@ -128,6 +135,23 @@ fn a_shard_that_is_behind_is_answered_429() {
 }
 
 #[test]
+fn single_publishes_are_refused_when_one_has_waited_too_long() {
+    let (api, ends) = api_with(4096, Duration::ZERO);
+    run(async {
+        let mut first = pin!(answer(&api, request("POST", "/v1/publish", ONE)));
+        start(first.as_mut()).await;
+        for _ in 0..2 {
+            let (status, fields, body) = answer(&api, request("POST", "/v1/publish", ONE)).await;
+            assert_eq!((status, &fields[RETRY_AFTER]), (429, &HeaderValue::from_static("1")));
+            assert!(body.starts_with(r#"{"error":{"code":"server_busy","message":"#), "{body}");
+        }
+        drop(ends);
+        api.desk.take_answers();
+        assert_eq!(first.await.0, 503, "it was handed in and waits for its answer");
+    });
+}
+
+#[test]
 fn a_shard_that_ends_answers_503_to_what_waits_for_it() {
     let (api, ends) = api(2);
     run(async {
@@ -147,9 +171,9 @@ fn a_shard_that_ends_answers_503_to_what_waits_for_it() {
 
 #[test]
 fn clients_that_go_keep_their_places_until_the_shard_has_answered() {
-    let (api, ends) = api(10 * CONNECTIONS_MAX);
+    let (api, ends) = api(10 * REQUESTS_MAX);
     run(async {
-        for _ in 0..CONNECTIONS_MAX {
+        for _ in 0..REQUESTS_MAX {
             start(pin!(answer(&api, request("POST", "/v1/publish", ONE)))).await;
         }
         let (status, ..) = answer(&api, request("POST", "/v1/publish", ONE)).await;
@@ -171,7 +195,7 @@ fn a_shard_that_does_not_answer_is_answered_503() {
             assert!(body.contains(r#""code":"shard_behind""#), "{body}");
         }
         // What was asked keeps its place until it is answered, and there are only so many.
-        for _ in 3..CONNECTIONS_MAX {
+        for _ in 3..REQUESTS_MAX {
             let (status, ..) = answer(&api, request("GET", "/v1/top", "")).await;
             assert_eq!(status, 503);
         }

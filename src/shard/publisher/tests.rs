@@ -13,13 +13,14 @@ struct Bench {
     inlets: Vec<Inlet>,
     sleepers: Sleepers,
     request: Key,
+    now: Instant,
 }
 
 fn bench(shards: usize) -> Bench {
     let sleepers = Sleepers::new(shards);
     let homes = HomeHasher::with_key(shards, 7);
     let (publisher, inlets) = Publisher::new(&homes, &sleepers, Arc::default(), LEN_MAX);
-    Bench { publisher, inlets, sleepers, request: Slab::new().insert(()) }
+    Bench { publisher, inlets, sleepers, request: Slab::new().insert(()), now: Instant::now() }
 }
 
 impl Bench {
@@ -27,7 +28,7 @@ impl Bench {
         let content = Content::Text(Cow::from("text"));
         let publication = Publication { room_id: room_id.into(), content };
         let ticket = Ticket { request: self.request, item };
-        self.publisher.publish(publication, ticket).map_err(|(refused, back)| {
+        self.publisher.publish(publication, ticket, self.now).map_err(|(refused, back)| {
             assert_eq!(back.room_id, room_id);
             refused
         })
@@ -94,6 +95,39 @@ fn the_publisher_sleeps_only_when_it_has_all_answers() {
     assert!(!bench.publisher.fall_asleep());
     assert!(!bench.publisher.own.must_wake(), "it is awake");
     assert_eq!(bench.answers(), [(0, Ok(None))]);
+}
+
+#[test]
+fn none_are_taken_while_one_has_waited_too_long() {
+    let mut bench = bench(1);
+    let start = bench.now;
+    let answer = |bench: &mut Bench| {
+        let (call, _) = bench.inlets[0].take().expect("published");
+        bench.inlets[0].answer(call, None);
+    };
+    bench.publish("room", 0).expect("room for it");
+    bench.now = start + PATIENCE / 2;
+    bench.publish("room", 1).expect("room for it");
+    bench.now = start + PATIENCE;
+    assert_eq!(bench.publish("room", 2), Err(Refused::Behind));
+    // What is answered waits no more, also when nobody has looked at the answer.
+    answer(&mut bench);
+    bench.publish("room", 2).expect("the first has its answer");
+    assert_eq!(bench.answers().len(), 1);
+    bench.publish("room", 3).expect("the second has not waited for so long");
+    bench.now = start + PATIENCE * 3 / 2;
+    assert_eq!(bench.publish("room", 4), Err(Refused::Behind), "now it has");
+    for _ in 0..3 {
+        answer(&mut bench);
+    }
+    assert_eq!(bench.answers().len(), 3);
+    bench.now = start + PATIENCE * 9;
+    bench.publish("room", 4).expect("nothing waits");
+    bench.now += PATIENCE;
+    assert_eq!(bench.publish("room", 5), Err(Refused::Behind));
+    // Ended is ended.
+    bench.inlets.clear();
+    assert_eq!(bench.publish("room", 5), Err(Refused::Ended));
 }
 
 #[test]

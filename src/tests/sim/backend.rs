@@ -93,9 +93,9 @@ impl Backend {
         };
         self.questions += 1;
         let ticket = Ticket { request: self.request, item: self.questions };
-        match self.inquirer.ask(shard, question, ticket) {
+        match self.inquirer.ask(shard, question, ticket, net.base + net.clock) {
             Ok(()) => drop(self.asked.insert(self.questions, (shard.index(), limit))),
-            Err(Refused::Busy) => {}
+            Err(Refused::Busy | Refused::Behind) => {}
             Err(Refused::Ended) => assert!(plan.ended, "no shard has ended"),
         }
         self.inquirer.wake_shards(|shard| net.wake(shard.index()));
@@ -158,7 +158,7 @@ impl Backend {
         };
         let publication = Publication { room_id: Cow::from(ROOM_NAMES[number]), content };
         let ticket = Ticket { request: self.request, item: id as u32 };
-        match self.publisher.publish(publication, ticket) {
+        match self.publisher.publish(publication, ticket, net.base + net.clock) {
             Ok(()) => {
                 net.note("publish", &[id as u64]);
                 self.left += 1;
@@ -169,7 +169,7 @@ impl Backend {
                 check.publishes[id].binary = binary;
                 check.publishes[id].sender = "backend".to_owned();
             }
-            Err((Refused::Busy, _)) => self.busy += 1,
+            Err((Refused::Busy | Refused::Behind, _)) => self.busy += 1,
             Err((Refused::Ended, _)) => assert!(plan.ended, "no shard has ended"),
         }
     }

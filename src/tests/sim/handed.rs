@@ -162,7 +162,8 @@ impl World {
         let content = Content::Native { content: &content, user_id: None };
         let publication = Publication { room_id: Cow::from(room), content };
         let ticket = Ticket { request: Slab::new().insert(()), item: number as u32 };
-        self.backend.publish(publication, ticket).expect("the shard takes it");
+        let now = self.net.borrow().base;
+        self.backend.publish(publication, ticket, now).expect("the shard takes it");
         (0..4).for_each(|_| self.tick(HOME));
     }
 

@@ -79,7 +79,8 @@ pub(super) struct Net {
     pub(super) control_woken: bool,
     /// Connections that look different to their peers since somebody asked.
     pub(super) touched: Vec<usize>,
-    base: Instant,
+    /// What the clock says in the beginning.
+    pub(super) base: Instant,
     links: Vec<Link>,
     sides: Vec<Side>,
 }
