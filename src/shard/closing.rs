@@ -190,6 +190,8 @@ impl<I: Io> Shard<I> {
         let Some(connection) = self.connections.get_mut(key) else {
             return;
         };
+        // What it waits for may come before nothing is armed any more.
+        connection.waiting = false;
         if !planted(Bug::LeakedBudget) {
             connection.decoder.reset(&mut self.budget);
         }
