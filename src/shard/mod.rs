@@ -121,7 +121,7 @@ const REPLIES_PER_TICK: usize = bound(1024, 6);
 /// past it: no more than one send to one connection takes.
 const DIRECT_BYTES_PER_TICK: usize = bound(SEGMENT_BYTES, 1);
 /// Messages taken from one mailbox in one tick.
-const MESSAGES_PER_MAILBOX: usize = bound(256, 5);
+pub(crate) const MESSAGES_PER_MAILBOX: usize = bound(256, 5);
 /// Acknowledgements that wait until their publishes are with every shard: some 100 bytes each, and
 /// a look at each in every tick. With so many no more requests are taken in, as with a backlog.
 pub(crate) const ACKS_MAX: usize = bound(16_384, 3);

@@ -105,6 +105,8 @@ pub(super) struct Peer {
     /// Half-closes as soon as everything is written.
     ends: bool,
     half_closed: bool,
+    /// How many publishes were acknowledged when a drain closed it.
+    drained_behind: Option<u64>,
     got_close: bool,
     closed_at: Duration,
     got_end: bool,
@@ -180,6 +182,7 @@ impl Peer {
             violated: None,
             ends: false,
             half_closed: false,
+            drained_behind: None,
             got_close: false,
             closed_at: Duration::ZERO,
             got_end: false,
@@ -398,6 +401,12 @@ impl Peer {
 
     pub(super) fn has_vanished(&self) -> bool {
         self.vanished_at.is_some()
+    }
+
+    /// Its shard, which drains, has closed it, or it has ended before: `acknowledged` publishes
+    /// were acknowledged by then.
+    pub(super) fn note_drained(&mut self, acknowledged: u64) {
+        self.drained_behind.get_or_insert(acknowledged);
     }
 
     pub(super) fn is_eager(&self) -> bool {
