@@ -70,8 +70,11 @@ section 'Unit, property, simulation and end-to-end tests'
 "${tests[@]}"
 
 section 'Simulation of more seeds'
-# As many behind the usual ones as that brings, the same in every run.
-scripts/sim.sh --dev --seconds 30
+# As many as that brings: others with every commit, and the same in every run of it.
+from=200
+if commit=$(git rev-parse HEAD 2>/dev/null); then from=$((16#${commit:0:6})); fi
+echo "from seed $from on"
+scripts/sim.sh --dev --from "$from" --seeds 10000 --seconds 30
 
 # What the tests have built does for these, and looks closer: debug assertions, overflow checks.
 export FANWIRE_BIN=$target/debug/fanwire FANWIRE_BENCH_BIN=$target/debug/fanwire-bench
