@@ -35,6 +35,7 @@ const SEEDS: u64 = 200;
 const FOUND: &[(u64, Bug)] = &[
     (9, Bug::NameForgotten),
     (83, Bug::PublishOvertaken),
+    (4502, Bug::AcceptOverlooked),
     (634, Bug::CongestionForgotten),
 ];
 
