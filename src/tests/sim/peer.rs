@@ -357,6 +357,9 @@ impl Peer {
 
     /// What it is not delivered from now on does not count.
     fn is_over(&mut self, check: &mut Checker) {
+        let joins = self.owed.iter().any(|owed| matches!(owed, Owed::Joined { .. }));
+        let upgrades = matches!(self.kind, Kind::Raw(_)) && self.status.is_none();
+        check.unseen |= joins || upgrades;
         let sessions = self.seats.values().filter_map(|seat| seat.session);
         sessions.chain(self.raw_session).for_each(|session| check.cut(session));
     }
