@@ -40,6 +40,18 @@ pub(crate) enum Bug {
     DeadlineNotCleared,
     /// A seat is not given back by a member that leaves.
     LeakedSeat,
+    /// A publish is acknowledged while shards with members have not been handed it.
+    AckedTooEarly,
+    /// A room that is far behind with handing over is published to all the same.
+    CongestionForgotten,
+    /// Input is handled whatever the connection is owed.
+    HeardWhileOwed,
+    /// Who is no member of a room may publish to it.
+    StrangerPublishes,
+    /// A shard has one connection more than it may.
+    OneTooMany,
+    /// A drain closes members without a look at what was handed over since the homes answered.
+    ClosedUnlooked,
     /// A member is not told of the messages that it skips.
     SkippedSilently,
     /// A drain closes members before they have what they were owed.
@@ -50,6 +62,9 @@ pub(crate) enum Bug {
     NameForgotten,
     /// Once made: a publish that waits for a mailbox is overtaken by its member's unsubscription.
     PublishOvertaken,
+    /// Once made: a descriptor that becomes free at the end of a tick ends the wait for one, and
+    /// nobody accepts.
+    AcceptOverlooked,
     /// Once made: a drain waits no longer than a second for a shard that is behind.
     ImpatientDrain,
 }
@@ -73,11 +88,18 @@ impl Bug {
         Self::LeakedBudget,
         Self::DeadlineNotCleared,
         Self::LeakedSeat,
+        Self::AckedTooEarly,
+        Self::CongestionForgotten,
+        Self::HeardWhileOwed,
+        Self::StrangerPublishes,
+        Self::OneTooMany,
+        Self::ClosedUnlooked,
         Self::SkippedSilently,
         Self::ClosedBeforeSent,
         Self::ClosedWhileArmed,
         Self::NameForgotten,
         Self::PublishOvertaken,
+        Self::AcceptOverlooked,
         Self::ImpatientDrain,
     ];
 }

@@ -74,6 +74,16 @@ impl<T> Lanes<T> {
         self.incoming[from.index()].pop().ok()
     }
 
+    /// Whether `is_it` says so of a message from shard `from` that waits to be received.
+    #[cfg(test)]
+    pub fn has(&mut self, from: ShardId, is_it: impl Fn(&T) -> bool) -> bool {
+        let incoming = &mut self.incoming[from.index()];
+        let waiting = incoming.read_chunk(incoming.slots()).expect("so many are there");
+        let (first, rest) = waiting.as_slices();
+        // Nothing is taken out that is not committed.
+        first.iter().chain(rest).any(is_it)
+    }
+
     /// How many messages from shard `from` wait to be received.
     #[must_use]
     pub fn depth_from(&self, from: ShardId) -> usize {

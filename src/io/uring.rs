@@ -545,3 +545,6 @@ const fn user_data(kind: u8, number: u64) -> u64 {
 const fn fd(socket: Socket) -> Fd {
     Fd(socket.0.cast_signed())
 }
+
+#[cfg(test)]
+mod tests;

@@ -330,6 +330,14 @@ impl HomeTable {
         self.congested > 0
     }
 
+    /// What the room that is furthest behind has not handed over, in bytes.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn backlog_bytes_max(&self) -> u64 {
+        let keys = (0..self.rooms.slots()).filter_map(|slot| self.rooms.key_at(slot));
+        let rooms = keys.filter_map(|key| self.rooms.get(key));
+        rooms.map(|room| room.backlog_bytes).max().unwrap_or(0)
+    }
+
     /// Cuts the open run off and puts it into its room's backlog.
     fn close_run(&mut self) {
         let Some(run) = self.run.take() else { return };

@@ -22,6 +22,7 @@ use super::census::Subnet;
 use super::connection::Phase;
 use crate::config::ProxyProtocol;
 use crate::io::Io;
+use crate::planted::{Bug, planted};
 use crate::protocol::{HandshakeError, Preface, Request, client_address, parse_proxy_header};
 use crate::slab::Key;
 
@@ -57,9 +58,8 @@ impl<I: Io> Shard<I> {
         if rate.is_some_and(|rate| !ends.census.accept(self.io.now(), rate)) {
             return Err(HandshakeError::TooFast);
         }
-        if connections.len() + parked.len() > limits.connections_per_shard_max
-            || !ends.census.admit(limits.connections_max)
-        {
+        let max = limits.connections_per_shard_max + usize::from(planted(Bug::OneTooMany));
+        if connections.len() + parked.len() > max || !ends.census.admit(limits.connections_max) {
             return Err(HandshakeError::Full);
         }
         if let Some(connection) = connections.get_mut(key) {

@@ -150,7 +150,8 @@ impl<I: Io> Shard<I> {
             Turn::Rests { until } if now >= until && drain.next < slots => self.ask_homes(now),
             Turn::Asks { give_up_at, .. } if now >= give_up_at => self.close_some(now),
             Turn::Closes { give_up_at } => {
-                if self.take_all_deliveries() || now >= give_up_at {
+                let all = planted(Bug::ClosedUnlooked) || self.take_all_deliveries();
+                if all || now >= give_up_at {
                     self.close_some(now);
                 }
             }

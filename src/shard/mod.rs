@@ -83,6 +83,7 @@ use crate::config::Limits;
 use crate::id::ShardId;
 use crate::io::{Completion, Io, Operation, Socket, Wait};
 use crate::logging::Limiter;
+use crate::planted::{Bug, planted};
 use crate::protocol::PartialBudget;
 use crate::room::home::HomeTable;
 use crate::room::segment::SEGMENT_BYTES;
@@ -123,7 +124,7 @@ const REPLIES_PER_TICK: usize = bound(1024, 6);
 /// past it: no more than one send to one connection takes.
 const DIRECT_BYTES_PER_TICK: usize = bound(SEGMENT_BYTES, 1);
 /// Messages taken from one mailbox in one tick.
-const MESSAGES_PER_MAILBOX: usize = bound(256, 5);
+pub(crate) const MESSAGES_PER_MAILBOX: usize = bound(256, 5);
 /// Acknowledgements that wait until their publishes are with every shard: some 100 bytes each, and
 /// a look at each in every tick. With so many no more requests are taken in, as with a backlog.
 pub(crate) const ACKS_MAX: usize = bound(16_384, 3);
@@ -391,8 +392,14 @@ impl<I: Io> Shard<I> {
         self.age_rooms(now);
         self.send_owed();
         self.sweep_rooms();
-        self.accept_or_pause(now);
+        if planted(Bug::AcceptOverlooked) {
+            self.accept_or_pause(now);
+        }
         self.stage_receives();
+        // Behind the last step that may free a descriptor: after a failure that ends the wait.
+        if !planted(Bug::AcceptOverlooked) {
+            self.accept_or_pause(now);
+        }
         self.wake_others();
         self.report();
 

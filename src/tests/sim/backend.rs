@@ -169,7 +169,10 @@ impl Backend {
                 check.publishes[id].binary = binary;
                 check.publishes[id].sender = "backend".to_owned();
             }
-            Err((Refused::Busy | Refused::Behind, _)) => self.busy += 1,
+            Err((Refused::Busy | Refused::Behind, _)) => {
+                self.busy += 1;
+                check.publish_in_vain(room, NUMBER);
+            }
             Err((Refused::Ended, _)) => assert!(plan.ended, "no shard has ended"),
         }
     }

@@ -11,13 +11,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::directs::Directs;
+use super::peer::ROOM_NAMES;
 use crate::config::SlowConsumer;
+use crate::id::{NameSpace, RoomName};
 
 /// A room: its name space and its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Room {
     pub(super) raw: bool,
     pub(super) number: usize,
+}
+
+impl Room {
+    /// What the server calls it.
+    pub(super) fn name(self) -> RoomName {
+        let space = if self.raw { NameSpace::Raw } else { NameSpace::Native };
+        RoomName::new(space, ROOM_NAMES[self.number])
+    }
 }
 
 /// One message handed in once.
@@ -34,10 +44,10 @@ pub(super) struct Publish {
     /// How many memberships had begun in this world when it was handed in.
     at: usize,
     offset: Option<u64>,
-    /// It is certain that everybody who was there gets it.
-    acknowledged: bool,
-    /// And it was so when the server began to drain.
-    before_drain: bool,
+    /// The server must not deliver it: it is refused, and its publisher is told so.
+    refused: bool,
+    /// It is certain that everybody who was there gets it: the how manieth of which that was said.
+    acknowledged: Option<u64>,
     before: Option<usize>,
     after: Option<usize>,
 }
@@ -46,6 +56,7 @@ pub(super) struct Publish {
 #[derive(Debug)]
 pub(super) struct Session {
     room: Room,
+    peer: usize,
     /// The offset of the next delivery; native rooms only.
     expected: Option<u64>,
     /// The last delivery, if nothing was skipped since.
@@ -68,6 +79,12 @@ pub(super) struct Checker {
     policies: Vec<SlowConsumer>,
     pub(super) publishes: Vec<Publish>,
     sessions: Vec<Session>,
+    /// Publishes that were acknowledged so far, and those of them that nobody has looked at yet,
+    /// with their offsets.
+    pub(super) acknowledged: u64,
+    fresh: Vec<(usize, u64)>,
+    /// Those of peers that were refused.
+    pub(super) refused: u64,
     pub(super) delivered: u64,
     /// Messages that native members were told they miss.
     pub(super) told: u64,
@@ -77,7 +94,11 @@ pub(super) struct Checker {
     pub(super) overdue: u64,
     /// Joins that found no seat.
     pub(super) rooms_full: u64,
+    /// Connections closed because there was no memory for what they had begun to say.
+    pub(super) messages_without_room: u64,
     pub(super) directs: Directs,
+    /// Somebody has ended who may have been a member without knowing it.
+    pub(super) unseen: bool,
     /// In rooms where raw members may miss some: what came before what.
     order: BTreeSet<(usize, usize)>,
 }
@@ -102,18 +123,26 @@ impl Checker {
             sender: String::new(),
             at: self.sessions.len(),
             offset: None,
-            acknowledged: false,
-            before_drain: false,
+            refused: false,
+            acknowledged: None,
             before: None,
             after: None,
         });
         self.publishes.len() - 1
     }
 
+    /// A peer hands in what is refused; returns its id.
+    pub(super) fn publish_in_vain(&mut self, room: Room, publisher: usize) -> usize {
+        let id = self.publish(room, publisher, 0);
+        self.publishes[id].refused = true;
+        id
+    }
+
     /// A peer has been told that it is a member, from behind `offset` on.
-    pub(super) fn join(&mut self, room: Room, offset: Option<u64>) -> usize {
+    pub(super) fn join(&mut self, room: Room, peer: usize, offset: Option<u64>) -> usize {
         self.sessions.push(Session {
             room,
+            peer,
             expected: offset.map(|offset| offset + 1),
             last: None,
             told: BTreeSet::new(),
@@ -155,6 +184,7 @@ impl Checker {
         let session = &mut self.sessions[session];
         let publish = self.publishes.get_mut(id).expect("delivers what nobody published");
         assert_eq!(publish.room, session.room, "publish {id} comes to the wrong room");
+        assert!(!publish.refused, "publish {id} was refused, and comes");
         assert!(session.seen.insert(id), "publish {id} comes twice to session {number}");
 
         assert_eq!(offset, session.expected, "publish {id}: a gap or a repetition");
@@ -186,13 +216,32 @@ impl Checker {
         let publish = &mut self.publishes[id];
         let agreed = *publish.offset.get_or_insert(offset);
         assert_eq!(agreed, offset, "publish {id} has another offset than its ack says");
-        assert!(!publish.acknowledged, "publish {id} is acknowledged twice");
-        publish.acknowledged = true;
+        self.fresh.push((id, offset));
+        self.note_acknowledged(id);
     }
 
     /// The server says that nobody was in the room: whoever was there all the time disagrees.
     pub(super) fn publish_to_nobody(&mut self, id: usize) {
-        self.publishes[id].acknowledged = true;
+        self.note_acknowledged(id);
+    }
+
+    fn note_acknowledged(&mut self, id: usize) {
+        self.acknowledged += 1;
+        let twice = self.publishes[id].acknowledged.replace(self.acknowledged);
+        assert_eq!(twice, None, "publish {id} is acknowledged twice");
+    }
+
+    /// A publish that was acknowledged since this was last asked, and its offset.
+    pub(super) fn take_acknowledged(&mut self) -> Option<(usize, u64)> {
+        self.fresh.pop()
+    }
+
+    /// The peers that were told, before the publish was handed in, that they are members of its
+    /// room, and are ever since, as far as they know.
+    pub(super) fn witnesses(&self, id: usize) -> impl Iterator<Item = usize> {
+        let publish = &self.publishes[id];
+        let before = self.sessions[..publish.at].iter();
+        before.filter(|it| it.active && it.room == publish.room).map(|session| session.peer)
     }
 
     /// All is quiet: of the direct messages nothing is missing, nothing was counted that was not.
@@ -200,14 +249,9 @@ impl Checker {
         self.directs.check(intact);
     }
 
-    /// The server begins to drain.
-    pub(super) fn begin_drain(&mut self) {
-        self.publishes.iter_mut().for_each(|publish| publish.before_drain = publish.acknowledged);
-    }
-
     /// The server has drained a member's connection, which has read all: that is what had been
-    /// acknowledged before the drain, at least.
-    pub(super) fn check_farewell(&mut self, number: usize) {
+    /// acknowledged when it was closed, at least, and `acknowledged` publishes had been.
+    pub(super) fn check_farewell(&mut self, number: usize, acknowledged: u64) {
         let session = &self.sessions[number];
         let Session { room, active, .. } = *session;
         if !active || (room.raw && self.skips(room)) {
@@ -215,11 +259,13 @@ impl Checker {
         }
         self.farewells += 1;
         for (id, publish) in self.publishes.iter().enumerate() {
-            let owed = publish.room == room && publish.at > number && publish.before_drain;
+            let owed = publish.room == room
+                && publish.at > number
+                && publish.acknowledged.is_some_and(|at| at <= acknowledged);
             let told = publish.offset.is_some_and(|offset| session.told.contains(&offset));
             assert!(
                 !owed || told || session.seen.contains(&id),
-                "publish {id} was acknowledged before the drain and never came to {number}"
+                "publish {id} was acknowledged before {number} was closed and never came to it"
             );
         }
     }
@@ -245,7 +291,8 @@ impl Checker {
             for (id, publish) in self.publishes.iter().enumerate() {
                 let owed = publish.room == session.room
                     && publish.at > number
-                    && (publish.acknowledged || intact(publish.publisher));
+                    && !publish.refused
+                    && (publish.acknowledged.is_some() || intact(publish.publisher));
                 let told = self.skips(room)
                     && publish
                         .offset
@@ -286,7 +333,7 @@ impl Checker {
             if session.active && session.room.raw && self.skips(session.room) {
                 let all = self.publishes.iter().enumerate();
                 let lost = all.filter(|(id, publish)| {
-                    publish.room == session.room && !session.seen.contains(id)
+                    publish.room == session.room && !publish.refused && !session.seen.contains(id)
                 });
                 let (surely, others): (Vec<_>, Vec<_>) =
                     lost.partition(|(_, publish)| publish.at > number && intact(publish.publisher));
@@ -294,7 +341,7 @@ impl Checker {
                 perhaps += others.len() as u64;
             }
         }
-        let known = self.sessions.iter().all(|session| !session.cut);
+        let known = !self.unseen && self.sessions.iter().all(|session| !session.cut);
         assert!(counted >= self.told, "{counted} are counted, {} were told", self.told);
         assert!(
             !known || (missed..=missed + perhaps).contains(&counted),

@@ -29,9 +29,10 @@ mod link;
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
-use crate::io::Wait;
+use crate::io::{Errno, Socket, Wait};
 
 pub(super) use fault::{Fault, Faults, Happened};
 pub(super) use kernel::SimIo;
@@ -41,6 +42,10 @@ pub(super) use link::{LinkHabits, client_address};
 
 /// When every run begins, in seconds since 1970: tokens know no other time.
 pub(super) const UNIX_TIME: u64 = 1_800_000_000;
+
+/// What a server is told of a connection that is broken.
+const BREAKS: [Errno; 4] =
+    [Errno::RESET, Errno::RESET, Errno(libc::ETIMEDOUT), Errno(libc::EHOSTUNREACH)];
 
 /// What happened, as a number that two equal runs share; printed when asked for.
 #[derive(Debug)]
@@ -207,15 +212,19 @@ impl Net {
         link.client_fin = true;
         link.client_closed = true;
         // Bytes it has not read: that is a reset.
-        link.client_reset |= !link.to_client.is_empty();
+        if !link.to_client.is_empty() {
+            link.reset_by_client(Errno::RESET);
+        }
         self.settle(number);
     }
 
+    /// The peer resets the connection, or the way to it is gone for good.
     pub(super) fn reset(&mut self, number: usize) {
         self.happened.note(Fault::Reset);
         let purged = self.rng.random_bool(0.5);
+        let errno = *BREAKS.choose(&mut self.rng).expect("there are some");
         let link = &mut self.links[number];
-        link.client_reset = true;
+        link.reset_by_client(errno);
         if purged {
             link.purged = true;
             link.to_server.clear();
@@ -229,6 +238,18 @@ impl Net {
     }
 
     // What the world does.
+
+    /// The shard that has accepted the connection, and what it calls it, while it is open there.
+    pub(super) fn place(&self, link: usize) -> Option<(usize, Socket)> {
+        let shard = self.links[link].shard?;
+        let index = self.sides[shard].table.iter().position(|it| *it == Some(link))?;
+        Some((shard, Socket(index as u32)))
+    }
+
+    /// The connection that a shard calls so, if it is open.
+    pub(super) fn behind(&self, shard: usize, socket: Socket) -> Option<usize> {
+        *self.sides[shard].table.get(socket.0 as usize)?
+    }
 
     pub(super) fn add_shard(&mut self, listeners: usize) {
         self.sides.push(Side::new(listeners));

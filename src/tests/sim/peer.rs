@@ -105,6 +105,8 @@ pub(super) struct Peer {
     /// Half-closes as soon as everything is written.
     ends: bool,
     half_closed: bool,
+    /// How many publishes were acknowledged when a drain closed it.
+    drained_behind: Option<u64>,
     got_close: bool,
     closed_at: Duration,
     got_end: bool,
@@ -180,6 +182,7 @@ impl Peer {
             violated: None,
             ends: false,
             half_closed: false,
+            drained_behind: None,
             got_close: false,
             closed_at: Duration::ZERO,
             got_end: false,
@@ -354,6 +357,9 @@ impl Peer {
 
     /// What it is not delivered from now on does not count.
     fn is_over(&mut self, check: &mut Checker) {
+        let joins = self.owed.iter().any(|owed| matches!(owed, Owed::Joined { .. }));
+        let upgrades = matches!(self.kind, Kind::Raw(_)) && self.status.is_none();
+        check.unseen |= joins || upgrades;
         let sessions = self.seats.values().filter_map(|seat| seat.session);
         sessions.chain(self.raw_session).for_each(|session| check.cut(session));
     }
@@ -399,6 +405,12 @@ impl Peer {
 
     pub(super) fn has_vanished(&self) -> bool {
         self.vanished_at.is_some()
+    }
+
+    /// Its shard, which drains, has closed it, or it has ended before: `acknowledged` publishes
+    /// were acknowledged by then.
+    pub(super) fn note_drained(&mut self, acknowledged: u64) {
+        self.drained_behind.get_or_insert(acknowledged);
     }
 
     pub(super) fn is_eager(&self) -> bool {

@@ -328,7 +328,7 @@ impl Plan {
             frame_bytes_max: usize::MAX,
             messages_per_second: None,
             bytes_per_second: None,
-            partial_bytes_max: scarce(self.partial_scarce, 2 * self.message_max) * 100,
+            partial_bytes_max: scarce(self.partial_scarce, 2 * self.message_max),
             rooms_per_connection_max: self.rooms_per_connection_max,
             rooms_max: scarce(self.rooms_scarce, 2),
             members_per_room_max: MembersMax::default(),
@@ -354,6 +354,14 @@ impl Plan {
             connections_max: scarce(self.crowded, pick(net, &[4, 16])),
             connections_per_shard_max: scarce(self.crowded, pick(net, &[2, 8])),
         }
+    }
+
+    /// How unkind the network is to a quiet world: a little, and so that it is known by when who
+    /// has vanished must be found.
+    pub(super) fn set_few_faults(net: &mut Net) {
+        net.faults.accept_fails = 0.02;
+        net.faults.accept_ends = 0.1;
+        net.faults.poll_delay_max = Duration::from_millis(1);
     }
 
     /// How unkind the network is to it.

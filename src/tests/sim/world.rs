@@ -25,10 +25,11 @@ use super::peer::{Departure, Peer, ROOM_NAMES, pick};
 use super::plan::{NO_HEARTBEATS, Plan, SIM_USER};
 use crate::config::{Heartbeats, Limits};
 use crate::id::HomeHasher;
+use crate::protocol::HandshakeError;
 use crate::room::segment::SEGMENT_BYTES;
 use crate::shard::message::Control;
 use crate::shard::metrics::ShardMetrics;
-use crate::shard::{ACKS_MAX, ControlEnds, Ends, Residue, Shard, Status};
+use crate::shard::{ACKS_MAX, ControlEnds, Ends, MESSAGES_PER_MAILBOX, Residue, Shard, Status};
 
 /// What a run came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +42,8 @@ pub(super) struct Outcome {
     pub(super) skipped_to_newest: u64,
     pub(super) dropped_oldest: u64,
     pub(super) told: u64,
+    /// Acknowledgements after which every shard was asked whether it has been handed the message.
+    pub(super) handed: u64,
     /// All that was skipped is accounted for, one by one.
     pub(super) accounted: bool,
     pub(super) drained: bool,
@@ -53,6 +56,12 @@ pub(super) struct Outcome {
     /// Connections refused for their address, and joins for want of seats.
     pub(super) addresses_full: u64,
     pub(super) rooms_full: u64,
+    /// Connections refused because the server was full, and those closed because there was no
+    /// memory for what they had begun to say.
+    pub(super) full: u64,
+    pub(super) messages_without_room: u64,
+    /// Publishes that were refused.
+    pub(super) refused: u64,
     /// Publishes by a backend that had members to go to, and those refused.
     pub(super) published: u64,
     pub(super) busy: u64,
@@ -92,6 +101,8 @@ struct World {
     /// The largest high-water mark that any room has had.
     mark_max: u64,
     reloads: u64,
+    /// Acknowledged publishes that every shard was asked for.
+    handed: u64,
     steps: u64,
     ticks: u64,
     fairness: Vec<Fairness>,
@@ -127,6 +138,8 @@ impl World {
         let limits = Arc::new(plan.limits(&mut net));
         if plan.lasts.is_none() {
             plan.set_faults(&mut net, &limits);
+        } else {
+            Plan::set_few_faults(&mut net);
         }
         if net.trace.print {
             println!("{plan:#?}\n{limits:#?}\n{:#?}", net.faults);
@@ -167,6 +180,7 @@ impl World {
             plan,
             limits,
             reloads: 0,
+            handed: 0,
             steps: 0,
             ticks: 0,
             calm: false,
@@ -195,6 +209,7 @@ impl World {
             skipped_to_newest: total(|metrics| metrics.skipped_to_newest.value()),
             dropped_oldest: total(|metrics| metrics.dropped_oldest.value()),
             told: self.check.told,
+            handed: self.handed,
             accounted: self.accounted,
             drained: self.plan.drains,
             farewells: self.check.farewells,
@@ -203,6 +218,9 @@ impl World {
             pong_timeouts: total(ShardMetrics::pong_timeouts),
             addresses_full: self.peers.iter().filter(|it| it.status() == Some(429)).count() as u64,
             rooms_full: self.check.rooms_full,
+            full: total(|metrics| metrics.refused[HandshakeError::Full as usize].value()),
+            messages_without_room: self.check.messages_without_room,
+            refused: self.check.refused,
             published: backend.map_or(0, |backend| backend.published),
             busy: backend.map_or(0, |backend| backend.busy),
             reloads: self.reloads,
@@ -370,7 +388,10 @@ impl World {
         if let Some(heartbeats) = self.plan.heartbeats {
             self.set_heartbeats(heartbeats);
         }
-        for _ in 0..8 {
+        // In a crowd that finds few places most come in only when others have gone.
+        let mut rounds = 8;
+        while rounds > 0 {
+            let present = self.agenda.present();
             for (number, peer) in self.peers.iter_mut().enumerate().filter(|(_, it)| !it.done) {
                 let mut net = self.net.borrow_mut();
                 let how =
@@ -379,6 +400,7 @@ impl World {
                 self.agenda.update(number, peer, &net);
             }
             self.run_for(Duration::from_secs(2));
+            rounds -= usize::from(self.agenda.present() == present);
         }
         for peer in &self.peers {
             assert!(peer.done, "not gone: {peer:?}");
@@ -399,7 +421,6 @@ impl World {
         self.plan.drain_patience = self.limits.drain_timeout / 2;
         // It may wait for seconds while everybody talks on: not microsecond by microsecond.
         self.plan.step_max = self.plan.step_max.max(Duration::from_micros(200));
-        self.check.begin_drain();
         self.net.borrow_mut().note("drain", &[]);
         for shard in 0..self.plan.shards {
             self.controls[shard].push(Control::Drain).expect("nothing was said before");
@@ -472,8 +493,33 @@ impl World {
             let peer = &mut self.peers[number];
             peer.step(&self.plan, &mut net, &mut self.check);
             self.agenda.update(number, peer, &net);
+            self.check_handed(&net);
         } else if let Some(backend) = &mut self.backend {
             backend.step(&self.plan, &mut net, &mut self.check);
+            self.check_handed(&net);
+        }
+    }
+
+    /// What was acknowledged has been handed to every shard with members.
+    fn check_handed(&mut self, net: &Net) {
+        while let Some((id, offset)) = self.check.take_acknowledged() {
+            let room = self.check.publishes[id].room.name();
+            // Only as long as somebody stays is it the same room. (Peers may not know yet that they
+            // are not there any more.)
+            let stays = |peer: usize| {
+                let place = net.place(peer);
+                place.is_some_and(|(shard, socket)| {
+                    self.shards[shard].as_ref().is_some_and(|it| it.is_member(socket, &room))
+                })
+            };
+            if !self.check.witnesses(id).any(stays) || self.plan.ended {
+                continue;
+            }
+            self.handed += 1;
+            for (number, shard) in self.shards.iter_mut().flatten().enumerate() {
+                let lacks = shard.lacks(&room, offset);
+                assert!(!lacks, "publish {id} is acknowledged, and not with shard {number}");
+            }
         }
     }
 
@@ -562,12 +608,31 @@ impl World {
         }
     }
 
+    /// A shard that drains has closed some: what was acknowledged by now, they are to get.
+    fn note_drained(&mut self, shard: usize) {
+        let net = self.net.borrow();
+        let ending = self.shards[shard].iter().flat_map(Shard::ending);
+        for peer in ending.filter_map(|socket| net.behind(shard, socket)) {
+            self.peers[peer].note_drained(self.check.acknowledged);
+        }
+    }
+
     fn tick(&mut self, shard: usize) {
         self.ticks += 1;
         self.net.borrow_mut().note("tick", &[shard as u64]);
         self.check_vanished();
         let running = self.shards[shard].as_mut().expect("running");
+        let metrics = &self.metrics[shard];
+        let before = self.plan.crowded.then(|| Crowd::of(running, metrics));
+        let drained = self.plan.draining.then(|| metrics.drained());
         let status = running.tick();
+        if let Some(before) = before {
+            Crowd::of(running, metrics).check_since(&before, &self.limits);
+        }
+        if drained.is_some_and(|drained| metrics.drained() > drained) {
+            self.note_drained(shard);
+        }
+        let running = self.shards[shard].as_ref().expect("running");
         let mut net = self.net.borrow_mut();
         assert_eq!(self.lent[shard].get(), net.received(shard), "buffers that are not given back");
         if shard == 0 && !self.plan.slow_shard.is_zero() {
@@ -594,17 +659,82 @@ impl World {
         assert!(handshakes <= max, "{handshakes} handshakes on shard {shard}, {max} allowed");
         let often = 16.max(self.plan.peers_at_once as u64);
         if self.steps.is_multiple_of(often) {
-            let residue = running.residue();
-            let acks = residue.acks;
-            assert!(acks <= ACKS_MAX, "{acks} acknowledgements wait on shard {shard}");
-            // What the slowest member may be behind, and what comes in before it is closed.
-            let bytes_max = 2 * self.mark_max + 2 * SEGMENT_BYTES as u64;
-            let bytes = residue.log_bytes_max;
-            let bounded = self.plan.roomy || bytes <= bytes_max;
-            assert!(bounded, "a log of {bytes} bytes on shard {shard}");
+            self.check_bounds(&running.residue(), shard);
         }
     }
+
+    /// What a shard holds is bounded by the configuration.
+    fn check_bounds(&self, residue: &Residue, shard: usize) {
+        let Self { limits, plan, .. } = self;
+        let net = self.net.borrow();
+        let partial = residue.partial_bytes;
+        assert!(partial <= limits.partial_bytes_max, "shard {shard}: {partial} incomplete bytes");
+        let acks = residue.acks;
+        assert!(acks <= ACKS_MAX, "{acks} acknowledgements wait on shard {shard}");
+        let mail_max = 2 * plan.shards * limits.mailbox_len_max + limits.publish_queue_len_max;
+        let mail = self.metrics[shard].mailbox_depth.value();
+        assert!(mail <= mail_max as u64, "shard {shard}: {mail} messages in its mailboxes");
+        assert!(residue.admitted <= limits.connections_per_shard_max, "shard {shard}: {residue:?}");
+        assert!(residue.census.0 <= limits.connections_max, "all shards: {residue:?}");
+        // The rest of what was received, and the echo of that and of a message begun before. A
+        // request may have come with it, and a close goes behind it.
+        let echoes_max = limits.handshake_bytes_max
+            + limits.echo_message_bytes_max
+            + 2 * net.faults.receive_bytes_max
+            + 512;
+        let echoes = residue.echo_bytes_max;
+        assert!(echoes <= echoes_max, "{echoes} bytes, {echoes_max} allowed, on shard {shard}");
+        if plan.roomy {
+            return;
+        }
+        // What the slowest member may be behind, and what comes in before it is closed.
+        let bytes_max = 2 * self.mark_max + 2 * SEGMENT_BYTES as u64;
+        let bytes = residue.log_bytes_max;
+        assert!(bytes <= bytes_max, "a log of {bytes} bytes on shard {shard}");
+        // What comes in with one tick, from each shard and from the control thread.
+        let message_max = limits.ws_message_bytes_max + 200;
+        let tick_max = (plan.shards + 1) * MESSAGES_PER_MAILBOX * message_max;
+        let backlog_max = limits.policies.default.high_water_mark + tick_max as u64;
+        let backlog = residue.backlog_bytes_max;
+        assert!(backlog <= backlog_max, "shard {shard}: {backlog} bytes to hand over");
+        // What it is owed by each of its rooms, by others directly, and as answers.
+        let rooms_max = limits.rooms_per_connection_max as u64 + 1;
+        let answers_max = 20 * net.faults.receive_bytes_max + message_max + echoes_max;
+        let waiting_max = rooms_max * bytes_max + (answers_max + GATHERED_BYTES) as u64;
+        let waiting = residue.waiting_bytes_max as u64;
+        assert!(waiting <= waiting_max, "{waiting} bytes wait for a connection of shard {shard}");
+    }
 }
+
+/// How many are with a shard, and with all, and how many came and were refused until now.
+struct Crowd {
+    here: u64,
+    all: u64,
+    came: u64,
+    refused: u64,
+}
+
+impl Crowd {
+    fn of(shard: &Shard<SimIo>, metrics: &ShardMetrics) -> Self {
+        Self {
+            here: metrics.connections.value() + shard.parked_len() as u64,
+            all: shard.admitted() as u64,
+            came: metrics.accepted.value(),
+            refused: metrics.refused[HandshakeError::Full as usize].value(),
+        }
+    }
+
+    /// In a tick that began with so many `before` nobody was refused but for want of a place.
+    fn check_since(&self, before: &Self, limits: &Limits) {
+        let came = self.came - before.came;
+        let full = before.here + came > limits.connections_per_shard_max as u64
+            || before.all + came > limits.connections_max as u64;
+        assert!(full || self.refused == before.refused, "a server that is not full refuses");
+    }
+}
+
+/// What may wait for a connection that is a member of several rooms, to leave together.
+const GATHERED_BYTES: usize = 128 * 1024;
 
 /// How far the host's clock is set forward or back at most, in seconds.
 pub(super) const CLOCK_SET_MAX: i64 = 3600;

@@ -76,6 +76,8 @@ pub(in super::super) enum Fault {
     SpuriousWake,
     /// A peer reset the connection; what the server had not received was lost or not.
     Reset,
+    /// A receive found that the way to the peer is gone (ETIMEDOUT, EHOSTUNREACH).
+    PathBroken,
     /// A peer sent no more, and read on.
     HalfClose,
     /// A shard stood still for a while.
@@ -106,6 +108,7 @@ impl Fault {
         Self::SpuriousPoll,
         Self::SpuriousWake,
         Self::Reset,
+        Self::PathBroken,
         Self::HalfClose,
         Self::ShardStalled,
         Self::ShardSlow,

@@ -242,7 +242,12 @@ impl Net {
         }
         let link = &mut self.links[number];
         if link.client_reset && (link.purged || link.to_server.is_empty()) {
-            return Err(Errno::RESET);
+            // It is said once; after that the connection has merely ended.
+            let errno = std::mem::take(&mut link.errno);
+            if errno.is_some_and(|errno| errno != Errno::RESET) {
+                self.happened.note(Fault::PathBroken);
+            }
+            return errno.map_or(Ok(lease), Err);
         }
         if link.to_server.is_empty() {
             return if link.client_fin || link.server_shut { Ok(lease) } else { Err(Errno::AGAIN) };
@@ -269,11 +274,11 @@ impl Net {
             bytes.escape_ascii()
         );
         if link.client_reset {
-            return Err(Errno::RESET);
+            return Err(std::mem::take(&mut link.errno).unwrap_or(Errno(libc::EPIPE)));
         }
         if link.client_closed {
             // The kernel takes the bytes; the answer to them is a reset.
-            link.client_reset = true;
+            link.reset_by_client(Errno::RESET);
             self.settle(number);
             return Ok(bytes.len());
         }
@@ -346,8 +351,16 @@ impl Net {
             self.happened.note(Fault::QueueFull);
         }
         completions[first..].shuffle(&mut self.rng);
+        let mut accepted = Vec::new();
         for listener in 0..self.sides[shard].listeners.len() {
-            self.accept(shard, listener, &mut room, completions);
+            self.accept(shard, listener, &mut room, &mut accepted);
+        }
+        // In between the others, and in their order.
+        let mut at = first;
+        for completion in accepted {
+            at = self.rng.random_range(at..=completions.len());
+            completions.insert(at, completion);
+            at += 1;
         }
     }
 
@@ -364,6 +377,7 @@ impl Net {
             && !self.sides[shard].listeners[listener].backlog.is_empty()
         {
             if let Some(errno) = self.accept_error(shard) {
+                self.note("accept fails", &[shard as u64, errno.0 as u64]);
                 self.sides[shard].listeners[listener].armed = false;
                 let result = Err(errno);
                 completions.push(Completion::Accepted { listener, result, more: false });

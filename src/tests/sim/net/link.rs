@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use crate::io::Token;
+use crate::io::{Errno, Token};
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub(super) struct Link {
     pub(super) client_fin: bool,
     pub(super) client_closed: bool,
     pub(super) client_reset: bool,
+    /// What the server has not been told yet of the reset.
+    pub(super) errno: Option<Errno>,
     /// Whether the reset threw away what the server had not received yet.
     pub(super) purged: bool,
     pub(super) server_fin: bool,
@@ -56,6 +58,7 @@ impl Link {
             client_fin: false,
             client_closed: false,
             client_reset: false,
+            errno: None,
             purged: false,
             server_fin: false,
             server_shut: false,
@@ -77,6 +80,13 @@ impl Link {
         }
         let free = self.to_client_max.saturating_sub(self.to_client.len());
         free > self.to_client_max / 3 || self.client_reset || self.client_closed || self.server_fin
+    }
+
+    /// The connection is broken, and this is what the server is told, once.
+    pub(super) fn reset_by_client(&mut self, errno: Errno) {
+        if !std::mem::replace(&mut self.client_reset, true) {
+            self.errno = Some(errno);
+        }
     }
 
     /// The server's kernel says that nobody is there; what was not read is lost.

@@ -155,6 +155,9 @@ impl Peer {
                 }
                 return self.publish_native(room, id, &id_json, plan, net, check);
             }
+            0..6 if !is_member => {
+                return self.publish_in_vain(room, id, &id_json, plan, net, check);
+            }
             0..75 => {
                 let rename = is_member && net.rng.random_bool(0.3) && !plan.directs;
                 let user_id = if rename {
@@ -268,6 +271,28 @@ impl Peer {
         let text =
             format!("{{\"type\":\"broadcast\",\"room_id\":{name},\"content\":{content}{id_json}}}");
         self.say(TEXT, text.as_bytes(), None, net);
+    }
+
+    /// Publishes where it is no member.
+    fn publish_in_vain(
+        &mut self,
+        room: usize,
+        id: Option<u64>,
+        id_json: &str,
+        plan: &Plan,
+        net: &mut Net,
+        check: &mut Checker,
+    ) {
+        let publish = check.publish_in_vain(Room { raw: false, number: room }, self.number);
+        check.refused += 1;
+        let padding = padding(net, plan.message_max - 200);
+        let padding = std::str::from_utf8(&padding).expect("ASCII");
+        let name = serde_json::to_string(ROOM_NAMES[room]).expect("JSON");
+        let text = format!(
+            "{{\"type\":\"broadcast\",\"room_id\":{name},\
+             \"content\":{{\"p\":{publish},\"x\":\"{padding}\"}}{id_json}}}"
+        );
+        self.say(TEXT, text.as_bytes(), Some(Owed::Error { code: "not_member", id }), net);
     }
 
     fn publish_raw(&mut self, room: usize, plan: &Plan, net: &mut Net, check: &mut Checker) {

@@ -70,6 +70,10 @@ impl Peer {
             || (net.clock >= self.since + plan.handshake_timeout
                 && (head.status == 408 || (head.status == 503 && waits)));
         assert!(fair, "peer {} is answered {head:?}, expected {expected}", self.number);
+        if matches!(head.status, 429 | 503) {
+            let later = head.field("retry-after").and_then(|seconds| seconds.parse::<u32>().ok());
+            assert!(later.is_some_and(|seconds| seconds > 0), "when to come back: {head:?}");
+        }
         if head.status == 101 {
             let accept = head.field("sec-websocket-accept");
             assert_eq!(accept, Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "RFC 6455 §1.3");
@@ -81,7 +85,7 @@ impl Peer {
                 check.directs.know(self.number, SIM_USER);
             }
             if let Kind::Raw(room) = self.kind {
-                let session = check.join(Room { raw: true, number: room }, None);
+                let session = check.join(Room { raw: true, number: room }, self.number, None);
                 self.raw_session = Some(session);
                 if self.departing {
                     check.cut(session);
@@ -187,11 +191,16 @@ impl Peer {
                     }
                     let seat = self.seats.entry(room).or_default();
                     if seat.session.is_none() {
-                        let session = check.join(Room { raw: false, number: room }, Some(offset));
+                        let number = room;
+                        let room = Room { raw: false, number };
+                        let session = check.join(room, self.number, Some(offset));
                         seat.session = Some(session);
+                        // It may have left meanwhile, and joined once more.
+                        let leaves =
+                            |it: &Owed| matches!(it, Owed::Left { room, .. } if *room == number);
                         if self.departing {
                             check.cut(session);
-                        } else if !seat.wanted {
+                        } else if self.owed.iter().any(leaves) {
                             check.end(session);
                         }
                     }
@@ -263,7 +272,10 @@ impl Peer {
                 // behind.
                 !plan.roomy && ((!self.eager && plan.disconnects()) || plan.directs)
             }
-            Some(1013) => plan.partial_scarce,
+            Some(1013) => {
+                check.messages_without_room += 1;
+                plan.partial_scarce
+            }
             _ => false,
         };
         assert!(fair, "peer {} is closed with {code:?} {reason:?}: {self:?}", self.number);
@@ -281,7 +293,8 @@ impl Peer {
             // A server that is too busy for that has half of the time.
             if net.clock < plan.drain_until - plan.drain_patience {
                 let sessions = sessions.chain(self.raw_session);
-                sessions.for_each(|session| check.check_farewell(session));
+                let acknowledged = self.drained_behind.expect("it was seen to be closed");
+                sessions.for_each(|session| check.check_farewell(session, acknowledged));
             }
         }
         self.got_close = true;
@@ -335,7 +348,10 @@ impl Peer {
         let slow = slow || hasty && (!self.eager || plan.is_busy());
         // What it had written before its own close was too much for the time it has.
         let late = self.got_close && net.clock + SLACK >= self.closed_at + plan.close_timeout;
-        if self.long_stall || self.lingers || slow || late {
+        // A shard that stalls for as long, or again and again, does not hear the pong in time, or
+        // has no time left for the rest of its answer (seed 1000707).
+        let stalled = plan.has_slow_shards() && (hasty || answered);
+        if self.long_stall || self.lingers || slow || late || stalled {
             return true;
         }
         // Where there is more to do than there is time, an answer to a ping may come too late, and
