@@ -35,7 +35,7 @@ const SEEDS: u64 = 200;
 const FOUND: &[(u64, Bug)] = &[
     (15, Bug::NameForgotten),
     (83, Bug::PublishOvertaken),
-    (1264, Bug::AcceptOverlooked),
+    (4414, Bug::AcceptOverlooked),
     (444, Bug::CongestionForgotten),
 ];
 

@@ -716,10 +716,12 @@ struct Crowd {
 
 impl Crowd {
     fn of(shard: &Shard<SimIo>, metrics: &ShardMetrics) -> Self {
+        let parked = shard.parked_len() as u64;
         Self {
-            here: metrics.connections.value() + shard.parked_len() as u64,
+            here: metrics.connections.value() + parked,
             all: shard.admitted() as u64,
-            came: metrics.accepted.value(),
+            // They are counted when their handshake begins.
+            came: metrics.accepted.value() + parked,
             refused: metrics.refused[HandshakeError::Full as usize].value(),
         }
     }
