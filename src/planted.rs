@@ -62,9 +62,6 @@ pub(crate) enum Bug {
     NameForgotten,
     /// Once made: a publish that waits for a mailbox is overtaken by its member's unsubscription.
     PublishOvertaken,
-    /// Once made: a descriptor that becomes free at the end of a tick ends the wait for one, and
-    /// nobody accepts.
-    AcceptOverlooked,
     /// Once made: a drain waits no longer than a second for a shard that is behind.
     ImpatientDrain,
 }
@@ -99,7 +96,6 @@ impl Bug {
         Self::ClosedWhileArmed,
         Self::NameForgotten,
         Self::PublishOvertaken,
-        Self::AcceptOverlooked,
         Self::ImpatientDrain,
     ];
 }

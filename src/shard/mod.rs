@@ -83,7 +83,6 @@ use crate::config::Limits;
 use crate::id::ShardId;
 use crate::io::{Completion, Io, Operation, Socket, Wait};
 use crate::logging::Limiter;
-use crate::planted::{Bug, planted};
 use crate::protocol::PartialBudget;
 use crate::room::home::HomeTable;
 use crate::room::segment::SEGMENT_BYTES;
@@ -392,14 +391,9 @@ impl<I: Io> Shard<I> {
         self.age_rooms(now);
         self.send_owed();
         self.sweep_rooms();
-        if planted(Bug::AcceptOverlooked) {
-            self.accept_or_pause(now);
-        }
         self.stage_receives();
         // Behind the last step that may free a descriptor: after a failure that ends the wait.
-        if !planted(Bug::AcceptOverlooked) {
-            self.accept_or_pause(now);
-        }
+        self.accept_or_pause(now);
         self.wake_others();
         self.report();
 

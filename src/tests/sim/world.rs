@@ -706,11 +706,13 @@ impl World {
     }
 }
 
-/// How many are with a shard, and with all, and how many came and were refused until now.
+/// How many are with a shard, and how many count with all of them; how many came here, began their
+/// handshake, and were refused until now.
 struct Crowd {
     here: u64,
     all: u64,
     came: u64,
+    begun: u64,
     refused: u64,
 }
 
@@ -720,17 +722,17 @@ impl Crowd {
         Self {
             here: metrics.connections.value() + parked,
             all: shard.admitted() as u64,
-            // They are counted when their handshake begins.
             came: metrics.accepted.value() + parked,
+            begun: metrics.accepted.value(),
             refused: metrics.refused[HandshakeError::Full as usize].value(),
         }
     }
 
     /// In a tick that began with so many `before` nobody was refused but for want of a place.
     fn check_since(&self, before: &Self, limits: &Limits) {
-        let came = self.came - before.came;
+        let (came, begun) = (self.came - before.came, self.begun - before.begun);
         let full = before.here + came > limits.connections_per_shard_max as u64
-            || before.all + came > limits.connections_max as u64;
+            || before.all + begun > limits.connections_max as u64;
         assert!(full || self.refused == before.refused, "a server that is not full refuses");
     }
 }
