@@ -14,8 +14,9 @@
 //!
 //! | File            | What it does                                                       |
 //! |-----------------|--------------------------------------------------------------------|
-//! | [`connection`]  | one connection's state                                             |
+//! | [`connection`]  | one connection's state, and its rooms                              |
 //! | [`census`]      | what all shards count together: connections, also by address        |
+//! | `accept`        | listeners, and how many opening handshakes are under way           |
 //! | `admission`     | who may come in, and whose connection it is                        |
 //! | `meter`         | how fast connections may send                                      |
 //! | [`rate`]        | so many per second                                                 |
@@ -43,6 +44,7 @@
 //! Every step is bounded (the constants below), so nothing on a shard waits for long, whatever
 //! one peer or one room does.
 
+mod accept;
 mod admission;
 mod authority;
 pub mod calls;
