@@ -232,7 +232,7 @@ impl<I: Io> Shard<I> {
         drain.closed += closed;
         drain.turn = if closed < allowance && drain.next < drain.told {
             // The next tick goes on with the step.
-            Turn::Closes { give_up_at: now + PATIENCE }
+            Turn::Closes { give_up_at: drain.patient_until.max(now + PATIENCE) }
         } else {
             let step = STEP.max(STEP_PER_SHARD * self.rung.len() as u32);
             Turn::Rests { until: drain.next_due(now).max(now + step) }
