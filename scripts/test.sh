@@ -11,7 +11,7 @@
 # Chromium, Node.js, Python's venv, valgrind, iproute2 and curl where they are missing, as root or
 # through sudo; elsewhere install them first. Rust is expected to be there. Some tests make networks,
 # mounts or control groups of their own. Where a process may do that, none of them may be left out
-# (FANWIRE_NO_SKIP); where it may not (not as root, say) they say SKIPPED, and the end says how many.
+# (SKIPPING_FAILS); where it may not (not as root, say) they say SKIPPED, and the end says how many.
 #
 # FANWIRE_CHROMIUM      the browser (default /usr/bin/chromium)
 # FANWIRE_SCREENSHOTS   a directory where the browser tests leave their screenshots
@@ -70,7 +70,7 @@ node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)' || die "No
 (cd tests/browser && npm ci --ignore-scripts --no-audit --no-fund)
 lacks=$(missing)
 if [[ -z $lacks ]]; then
-  export FANWIRE_NO_SKIP=1
+  export SKIPPING_FAILS=1
 else
   printf 'No test can make: %s\n' "${lacks//$'\n'/, }"
 fi

@@ -12,7 +12,7 @@
 //!
 //! [`promises`] is what all of them check with. Whatever a test makes (networks, mounts, control
 //! groups, limits of processes) is its own and gone with it. What the host does not let it make is
-//! said on stderr: SKIPPED, with the reason; or a failure, where `FANWIRE_NO_SKIP` is set.
+//! said on stderr: SKIPPED, with the reason; or a failure, where `SKIPPING_FAILS` is set.
 
 #[path = "../support/mod.rs"]
 pub mod support;

@@ -46,12 +46,12 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 /// says to itself.
 ///
 /// # Panics
-/// Where `FANWIRE_NO_SKIP` is set: the host has what all tests need, so none may be left out.
+/// Where `SKIPPING_FAILS` is set: the host has what all tests need, so none may be left out.
 /// `scripts/test.sh` sets it where it finds that to be so.
 pub fn skipped(why: &str) {
     let name = std::thread::current().name().unwrap_or("a test").to_owned();
-    let may_skip = std::env::var_os("FANWIRE_NO_SKIP").is_none_or(|it| it.is_empty());
-    assert!(may_skip, "FANWIRE_NO_SKIP is set, and {name} would be left out: {why}");
+    let may_skip = std::env::var_os("SKIPPING_FAILS").is_none_or(|it| it.is_empty());
+    assert!(may_skip, "SKIPPING_FAILS is set, and {name} would be left out: {why}");
     // In one piece, whatever others write.
     let line = format!("SKIPPED {name}: {why}\n");
     std::io::stderr().write_all(line.as_bytes()).expect("stderr takes a line");
