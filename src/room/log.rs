@@ -255,6 +255,9 @@ impl RoomLog {
     /// Makes one slice of the small ones that lie from `from` on, the start of a frame, as far as
     /// one segment goes. Cost: copies no more than a segment.
     pub fn coalesce(&mut self, from: u64, segments: &mut SegmentPool) {
+        if self.slices.len() < 2 {
+            return;
+        }
         let first = self.cut_at(from);
         let count = self.run_at(first);
         if count > 1 {
@@ -272,8 +275,9 @@ impl RoomLog {
     ///
     /// Cost: at most one segment is copied per [`SMALL_SLICES_MAX`] that were appended.
     pub fn compact(&mut self) {
-        let segments = self.len() as usize / SEGMENT_BYTES;
-        if self.slices.len() <= SMALL_SLICES_MAX + 2 * segments {
+        if self.slices.len() <= SMALL_SLICES_MAX
+            || self.slices.len() <= SMALL_SLICES_MAX + 2 * self.len() as usize / SEGMENT_BYTES
+        {
             return;
         }
         let mut first = 0;
@@ -340,13 +344,19 @@ impl RoomLog {
         while self.slices.front().is_some_and(|slice| slice.end() <= position) {
             self.slices.pop_front();
         }
-        let kept = self.slices.front().map_or(self.head, |slice| slice.start);
-        while self.times.get(1).map_or(kept == self.head, |&(next, _)| next <= kept)
-            && self.times.pop_front().is_some()
-        {}
-        if self.slices.is_empty() {
-            self.slices.shrink_to(SLICES_KEPT);
-            self.times.shrink_to(SLICES_KEPT);
+        match self.slices.front() {
+            Some(&Slice { start, .. }) => {
+                while self.times.get(1).is_some_and(|&(next, _)| next <= start) {
+                    self.times.pop_front();
+                }
+            }
+            None => {
+                self.times.clear();
+                if self.slices.capacity().max(self.times.capacity()) > SLICES_KEPT {
+                    self.slices.shrink_to(SLICES_KEPT);
+                    self.times.shrink_to(SLICES_KEPT);
+                }
+            }
         }
     }
 }

@@ -90,22 +90,25 @@ impl<I: Io> Shard<I> {
             return;
         };
         let home_key = room.home_key.expect("a room with members has been answered for");
+        let (shard, is_late) = (room.home, room.is_late());
         let request = Request::Publish { home_key, message, ack };
-        self.make(key, Stalled { shard: room.home, request, room: Some(room_key) });
+        let unmade = if is_late { Err(request) } else { self.request(shard, request) };
+        if let Err(request) = unmade {
+            self.stall(key, Stalled { shard, request, room: Some(room_key) });
+        }
     }
 
-    /// Makes a request, or lets the connection wait with it. Returns whether it was made.
-    fn make(&mut self, key: Key, stalled: Stalled) -> bool {
+    /// Makes a request that has waited, or lets the connection go on waiting with it. Returns
+    /// whether it was made.
+    fn retry(&mut self, key: Key, stalled: Stalled) -> bool {
         let Stalled { shard, request, room } = stalled;
         let is_late = room.and_then(|room| self.rooms.get(room)).is_some_and(Room::is_late);
         let unmade = if is_late { Err(request) } else { self.request(shard, request) };
-        match unmade {
-            Ok(()) => true,
-            Err(request) => {
-                self.stall(key, Stalled { shard, request, room });
-                false
-            }
+        let made = unmade.is_ok();
+        if let Err(request) = unmade {
+            self.stall(key, Stalled { shard, request, room });
         }
+        made
     }
 
     /// The connection waits with a request.
@@ -137,7 +140,7 @@ impl<I: Io> Shard<I> {
                 Request::Direct(direct) => Some(Arc::clone(direct)),
                 _ => None,
             };
-            if self.make(key, stalled) {
+            if self.retry(key, stalled) {
                 if let Some(direct) = direct {
                     self.send_direct(key, shard.index() + 1, &direct);
                 }
@@ -381,7 +384,7 @@ impl<I: Io> Shard<I> {
                 self.sweep_lag = self.sweep_lag.max(room.lag());
                 self.active.push_back(room_key);
                 self.active.rotate_right(usize::from(planted(Bug::UnfairSweep)));
-            } else {
+            } else if room.policy.age_max.is_some() {
                 self.await_age(room_key);
             }
         }
