@@ -48,8 +48,7 @@
 //! At times: [`Extra`], 160 bytes and what it holds, for what is owed or had to wait; what was
 //! received of a message that is not complete, in the decoder.
 //!
-//! Measured, resident, with 8 bytes less in the slot: 118 bytes per member with a million, 152 with
-//! 18,000 (results/README.md).
+//! Measured, resident: 112 bytes per member with a million, 147 with 10,000 (results/README.md).
 //! The difference is mostly per shard, not per connection: receive buffers, lists of work as long
 //! as a storm, rings. None of it is in huge pages ([`crate::io::host::refuse_huge_pages`]). And
 //! none of it is the kernel's memory, which is the larger part by far: some 4,085 bytes per
