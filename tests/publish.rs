@@ -389,17 +389,24 @@ fn a_batch_waits_for_room_in_a_shards_queue() {
     member.expect_silence();
 }
 
+/// So many backends, each of which has published something to room `a` and not looked for an answer.
+fn publish_each(server: &Server, backends: usize) -> Vec<Backend> {
+    let publish = |_| {
+        let mut backend = Backend::connect(server);
+        let item = br#"{"room_id":"a","content":1}"#;
+        backend.send("POST", ONE, "Content-Type: application/json\r\n", item);
+        backend
+    };
+    (0..backends).map(publish).collect()
+}
+
 #[test]
 fn a_shard_that_is_behind_is_answered_429() {
     const QUEUE: usize = 16;
     let server = Server::start(&["--shards", "1", "--publish-queue-len-max", "16"]);
     let mut member = Client::join(server.address(), "a", "alice");
     let stopped = server.stop_thread("fanwire-shard-0");
-    let mut backends: Vec<Backend> = (0..=QUEUE).map(|_| Backend::connect(&server)).collect();
-    for backend in &mut backends {
-        let item = br#"{"room_id":"a","content":1}"#;
-        backend.send("POST", ONE, "Content-Type: application/json\r\n", item);
-    }
+    let mut backends = publish_each(&server, QUEUE + 1);
     // One more than fit: whichever was the last.
     wait_for_a_refusal(&mut backends);
     // Nothing of a batch fits: it is refused as a whole.
@@ -456,11 +463,7 @@ fn single_publishes_that_wait_for_a_stuck_shard_do_not_keep_others_out() {
     let server = Server::start(&["--shards", "1"]);
     let mut member = Client::join(server.address(), "a", "alice");
     let stopped = server.stop_thread("fanwire-shard-0");
-    let mut waiting: Vec<Backend> = (0..=PLACES).map(|_| Backend::connect(&server)).collect();
-    for backend in &mut waiting {
-        let item = br#"{"room_id":"a","content":1}"#;
-        backend.send("POST", ONE, "Content-Type: application/json\r\n", item);
-    }
+    let mut waiting = publish_each(&server, PLACES + 1);
     wait_for_a_refusal(&mut waiting);
     // Who comes now is answered, also when as many connections are kept as there may be.
     let mut kept = Vec::new();

@@ -154,7 +154,7 @@ impl Uring {
     /// What io_uring_setup(2) says. [`super::host`] has checked beforehand and explains better.
     pub fn new(bells: Bells, bell: usize) -> io::Result<Self> {
         let mut uring = Self {
-            ring: build_ring()?,
+            ring: build_ring(SUBMISSIONS, COMPLETIONS)?,
             now: Instant::now(),
             listeners: Vec::new(),
             bells,
@@ -513,17 +513,17 @@ impl LookOut {
 }
 
 /// A ring with the features every supported kernel has (6.1), and the optional ones it offers.
-fn build_ring() -> io::Result<IoUring> {
+fn build_ring(submissions: u32, completions: u32) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     builder
         .setup_single_issuer()
         .setup_defer_taskrun()
         .setup_taskrun_flag()
         .setup_submit_all()
-        .setup_cqsize(COMPLETIONS)
+        .setup_cqsize(completions)
         .dontfork();
     // 6.6: no indirection array between the queue and its entries. Older kernels say EINVAL.
-    builder.clone().setup_no_sqarray().build(SUBMISSIONS).or_else(|_| builder.build(SUBMISSIONS))
+    builder.clone().setup_no_sqarray().build(submissions).or_else(|_| builder.build(submissions))
 }
 
 fn eventfd() -> io::Result<File> {

@@ -92,8 +92,7 @@ impl<I: Io> Shard<I> {
         let home_key = room.home_key.expect("a room with members has been answered for");
         let (shard, is_late) = (room.home, room.is_late());
         let request = Request::Publish { home_key, message, ack };
-        let unmade = if is_late { Err(request) } else { self.request(shard, request) };
-        if let Err(request) = unmade {
+        if let Err(request) = self.request_unless(is_late, shard, request) {
             self.stall(key, Stalled { shard, request, room: Some(room_key) });
         }
     }
@@ -103,12 +102,22 @@ impl<I: Io> Shard<I> {
     fn retry(&mut self, key: Key, stalled: Stalled) -> bool {
         let Stalled { shard, request, room } = stalled;
         let is_late = room.and_then(|room| self.rooms.get(room)).is_some_and(Room::is_late);
-        let unmade = if is_late { Err(request) } else { self.request(shard, request) };
-        let made = unmade.is_ok();
-        if let Err(request) = unmade {
-            self.stall(key, Stalled { shard, request, room });
+        match self.request_unless(is_late, shard, request) {
+            Ok(()) => true,
+            Err(request) => {
+                self.stall(key, Stalled { shard, request, room });
+                false
+            }
         }
-        made
+    }
+
+    fn request_unless(
+        &mut self,
+        is_late: bool,
+        shard: ShardId,
+        request: Request,
+    ) -> Result<(), Request> {
+        if is_late { Err(request) } else { self.request(shard, request) }
     }
 
     /// The connection waits with a request.

@@ -44,11 +44,12 @@ impl<I: Io> Shard<I> {
     pub(super) fn await_age(&mut self, room_key: Key) {
         let now = self.io.now();
         if let Some(room) = self.rooms.get_mut(room_key)
-            && !room.ages
             && let Some(at) = room.ages_at(now)
         {
-            room.ages = true;
-            self.aging.push(room_key);
+            if !mem::replace(&mut room.ages, true) {
+                self.aging.push(room_key);
+            }
+            // Sooner than thought before, if the policy is another one by now.
             self.ages_at = Some(self.ages_at.map_or(at, |before| before.min(at)));
         }
     }

@@ -18,16 +18,8 @@ impl Uring {
     fn small() -> (Self, Bells) {
         let (bells, _) = Bells::new(1).expect("descriptors");
         let mut uring = Self::new(bells.clone(), 0).expect("a kernel with io_uring");
-        let mut builder = IoUring::builder();
-        builder
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .setup_submit_all()
-            .setup_cqsize(2)
-            .dontfork();
         // With the one goes what was staged in it.
-        uring.ring = builder.build(1).expect("as the first");
+        uring.ring = build_ring(1, 2).expect("as the first");
         uring.watch_bell();
         uring.ring.submit().expect("room for one");
         (uring, bells)
